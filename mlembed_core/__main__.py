@@ -1,0 +1,5 @@
+"""``python -m mlembed_core``: the command line without the console script."""
+
+from mlembed_core.cli import main
+
+main()

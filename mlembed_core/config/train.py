@@ -1,0 +1,56 @@
+"""Parameters of the training run, shared by all settings so that they can be compared."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated
+
+from pydantic import Field, PositiveFloat, PositiveInt
+
+from mlembed_core.config.base import Name, Section
+from mlembed_core.config.data import Kind
+
+
+class Precision(StrEnum):
+    FP32 = "fp32"
+    BF16 = "bf16"  # autocast; weights and optimizer state stay fp32
+
+
+class Schedule(StrEnum):
+    COSINE = "cosine"
+    CONSTANT = "constant"
+
+
+class Objective(Section):
+    """The contrastive terms of one kind of source."""
+
+    in_batch: bool = Field(description="cross-entropy over all positives of the global batch")
+    num_hard_negatives: Annotated[int, Field(ge=0)] = Field(description="drawn per row and step from the row's own; 0: no such term")
+
+
+class TrainParams(Section):
+    """How long, on what and how a setting is trained."""
+
+    num_steps: PositiveInt | None = Field(None, description="null: num_epochs passes over every source")
+    num_epochs: PositiveInt = 1
+    batch_size: PositiveInt = Field(description="rows of the global batch, over all processes")
+    batch_size_of: dict[Name, PositiveInt] = Field(default_factory=dict, description="exceptions, per source")
+    source_weights: dict[Name, Annotated[float, Field(ge=0)]] | None = Field(
+        None, description="null: ∝ remaining batches (the recipe); else the probability of each source ∝ its weight, 0 leaves it out"
+    )
+    objectives: dict[Kind, Objective]
+    temperature: PositiveFloat = 0.05
+    mask_same_text: bool = Field(False, description="in-batch items with the query's or positive's own text are no negatives")
+    mask_same_label: bool = Field(False, description="in-batch items with the row's own label are no negatives")
+    learning_rate: PositiveFloat
+    min_learning_rate: Annotated[float, Field(ge=0)] = 0.0
+    schedule: Schedule = Schedule.COSINE
+    warmup_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    betas: tuple[float, float] = (0.9, 0.98)
+    max_grad_norm: PositiveFloat = 1.0
+    precision: Precision = Precision.BF16
+    num_threads: PositiveInt = Field(description="CPU threads of one process; part of the result (sums are ordered by it)")
+    log_every: PositiveInt = 10
+    validate_every: PositiveInt | None = None
+    checkpoint_every: PositiveInt | None = None

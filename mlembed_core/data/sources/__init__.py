@@ -1,0 +1,1 @@
+"""Where rows come from: the embedded builders, and a team's own files."""

@@ -1,0 +1,1 @@
+"""Scores of every submodel through mteb, the controls beside them, and the report."""

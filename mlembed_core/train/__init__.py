@@ -1,0 +1,1 @@
+"""The training run: launch, loop, step, optimizer, checkpoints, tracking."""
