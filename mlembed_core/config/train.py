@@ -52,5 +52,5 @@ class TrainParams(Section):
     precision: Precision = Precision.BF16
     num_threads: PositiveInt = Field(description="CPU threads of one process; part of the result (sums are ordered by it)")
     log_every: PositiveInt = 10
-    validate_every: PositiveInt | None = None
-    checkpoint_every: PositiveInt | None = None
+    validate_every: PositiveInt | None = Field(None, description="null: at the end only")
+    checkpoint_every: PositiveInt | None = Field(None, description="steps between resume states; null: none")

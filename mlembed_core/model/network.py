@@ -85,7 +85,7 @@ class Network(nn.Module):
         finally:
             for handle in handles:
                 handle.remove()
-        return self.norm(torch.stack([pooled[depth] for depth in exits]))
+        return cast("Tensor", self.norm(torch.stack([pooled[depth] for depth in exits])))
 
 
 class DenseEmbedding(nn.Module):

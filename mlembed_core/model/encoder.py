@@ -1,0 +1,168 @@
+"""A checkpoint folder at one submodel, for inference: texts in, unit vectors out.
+
+Shapes: ``text`` number of texts, ``exit`` depths, ``hidden`` D, ``dim`` ≤ D.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float32
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from mlembed_core.artifacts import read_json, sha256_file
+from mlembed_core.config.evaluate import SubmodelParams
+from mlembed_core.config.grid import Shape, Submodel, resolve_submodel
+from mlembed_core.errors import ArtifactError
+from mlembed_core.model.low_rank import LowRankEmbedding
+from mlembed_core.model.network import Network
+from mlembed_core.model.pack import pack
+from mlembed_core.model.resolve import load_folder
+from mlembed_core.prompts import format_query
+
+WEIGHTS = "model.safetensors"
+FACTORS = "factors.safetensors"
+CHECKPOINT_FACTS = "mlembed.json"
+FORMAT_VERSION = 1
+DEFAULT_BATCH_TOKENS = 8192
+
+
+@dataclass(frozen=True)
+class TrainedAxes:
+    """What a checkpoint was trained for; None where that is not known or the axis was off."""
+
+    mrl_dims: tuple[int, ...] | None
+    mll_layers: tuple[int, ...] | None
+    mel_ranks: tuple[int, ...] | None
+
+
+class Encoder:
+    """A model that turns texts into vectors of unit length.
+
+    Attributes:
+        shape: the full size of the checkpoint.
+        submodel: the cut that ``encode_*`` serve.
+        axes: what the checkpoint was trained for.
+        max_length: tokens of one text, EOS included; longer texts are cut.
+    """
+
+    def __init__(self, network: Network, tokenizer: Any, *, max_length: int, axes: TrainedAxes, submodel: Submodel | None = None) -> None:
+        self.network = network.eval()
+        self.shape: Shape = network.shape
+        self.submodel = submodel or self.shape.full
+        self.axes = axes
+        self.max_length = max_length
+        self._tokenizer = tokenizer
+        self._tokenizer.no_padding()
+        self._tokenizer.enable_truncation(max_length=max_length)
+
+    @classmethod
+    def from_folder(cls, folder: Path, *, layers: int | None = None, dim: int | None = None, rank: int | None = None) -> Encoder:
+        """Open a checkpoint that this project wrote.
+
+        Args:
+            folder: with ``config.json``, ``model.safetensors``, ``tokenizer.json`` and ``mlembed.json``.
+            layers, dim, rank: the submodel; None leaves that axis whole.
+
+        Raises:
+            ArtifactError: a file is missing, damaged or of another format version.
+            SubmodelError: a cut larger than the model.
+        """
+        if not (folder / CHECKPOINT_FACTS).is_file():
+            raise ArtifactError(
+                f"{folder} is no checkpoint of this project (no {CHECKPOINT_FACTS}). Give a folder like models/3d; `dvc repro` makes it, "
+                "`dvc pull` fetches it."
+            )
+        facts = read_json(folder / CHECKPOINT_FACTS)
+        if facts.get("format_version") != FORMAT_VERSION:
+            raise ArtifactError(
+                f"{folder / CHECKPOINT_FACTS} has format version {facts.get('format_version')!r}, this code reads {FORMAT_VERSION}"
+            )
+        from tokenizers import Tokenizer
+
+        submodel = resolve_submodel(SubmodelParams(layers=layers, dim=dim, rank=rank), Shape(**facts["shape"]))
+        network = Network(load_folder(folder))
+        if (folder / FACTORS).is_file():
+            network.embedding = LowRankEmbedding(*_read_factors(folder / FACTORS))
+        axes = TrainedAxes(*(None if facts[axis] is None else tuple(facts[axis]) for axis in ("mrl_dims", "mll_layers", "mel_ranks")))
+        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        encoder = cls(network.requires_grad_(requires_grad=False), tokenizer, max_length=facts["max_length"], axes=axes, submodel=submodel)
+        if layers is not None:
+            # Layers above the cut would only cost time and memory.
+            network.backbone.layers = network.backbone.layers[:layers]
+        return encoder
+
+    def encode_documents(self, texts: Sequence[str], *, batch_tokens: int = DEFAULT_BATCH_TOKENS) -> Float32[NDArray[Any], "text dim"]:
+        """Unit vectors of documents, which take no prompt."""
+        sub = self.submodel
+        states = self.exit_states(texts, rank=sub.rank, layers=[sub.layers], batch_tokens=batch_tokens)[0, :, : sub.dim]
+        norms = np.linalg.norm(states, axis=1, keepdims=True)
+        return np.ascontiguousarray(states / np.maximum(norms, np.finfo(np.float32).tiny))
+
+    def encode_queries(
+        self, texts: Sequence[str], *, instruction: str | None = None, batch_tokens: int = DEFAULT_BATCH_TOKENS
+    ) -> Float32[NDArray[Any], "text dim"]:
+        """Unit vectors of queries, each behind the instruction's prompt where one is given."""
+        return self.encode_documents([format_query(text, instruction) for text in texts], batch_tokens=batch_tokens)
+
+    def token_ids(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids as the model sees them, EOS last."""
+        return [encoding.ids for encoding in self._tokenizer.encode_batch_fast(list(texts))]
+
+    @torch.inference_mode()
+    def exit_states(
+        self, texts: Sequence[str], *, rank: int, layers: Sequence[int], batch_tokens: int = DEFAULT_BATCH_TOKENS
+    ) -> Float32[NDArray[Any], "exit text hidden"]:
+        """Pooled hidden states after the final norm, at several depths from one pass; neither cut in dim nor of unit length.
+
+        Args:
+            texts: with their prompts already in front.
+            rank: of the token table.
+            layers: the depths to read out.
+            batch_tokens: how many tokens to encode at a time.
+        """
+        states = np.empty((len(layers), len(texts), self.shape.dim), dtype=np.float32)
+        device = next(self.network.parameters()).device
+        for bucket in pack(self.token_ids(texts), max_tokens=batch_tokens):
+            order = bucket.order.numpy()
+            # A bucket keeps its own order here, so that its rows go straight to their places.
+            alone = type(bucket)(bucket.ids, bucket.last, torch.arange(len(order))).to(device)
+            states[:, order] = self.network([alone], layers, rank).float().cpu().numpy()
+        return states
+
+    def num_parameters(self, submodel: Submodel) -> dict[str, int]:
+        """Parameters of the physically cut model: its ``table`` (factorised where that is smaller), ``layers`` and ``other``.
+
+        A cut in dim shortens the output vector, not the weights.
+        """
+        vocab, hidden = self.shape.vocab, self.shape.dim
+        per_layer = [sum(parameter.numel() for parameter in layer.parameters()) for layer in self.network.backbone.layers]
+        return {
+            "table": min(vocab * hidden, submodel.rank * (vocab + hidden)),
+            "layers": sum(per_layer[: submodel.layers]),
+            "other": sum(parameter.numel() for parameter in self.network.norm.parameters()),
+        }
+
+
+def _read_factors(path: Path) -> tuple[torch.Tensor, torch.Tensor]:
+    try:
+        factors = load_file(path)
+        return factors["u"], factors["v"]
+    except (SafetensorError, KeyError) as error:
+        raise ArtifactError(f"{path} is damaged ({error}). Fetch it again with `dvc checkout`.") from error
+
+
+def weights_hash(folder: Path) -> str:
+    """40 hex digits that name a folder's weights: equal weights, equal name."""
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise ArtifactError(f"{folder} holds no *.safetensors, so there are no weights to name")
+    return hashlib.sha256("".join(f"{path.name}:{sha256_file(path)}\n" for path in files).encode()).hexdigest()[:40]

@@ -1,0 +1,54 @@
+"""Stage ``backbone``: the weights that every setting starts from, as a checkpoint folder of the same form as a trained model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mlembed_core.artifacts import Workspace, write_manifest, writing
+from mlembed_core.config.base import Section
+from mlembed_core.config.load import load
+from mlembed_core.config.model import BackboneParams, Initialisation, RandomBackbone
+from mlembed_core.data.store import TrainingCache
+from mlembed_core.export.formats import num_parameters, tokenizer_facts, write_checkpoint
+from mlembed_core.model.count_init import initialise_from_counts
+from mlembed_core.model.network import Network
+from mlembed_core.model.resolve import resolve_backbone
+
+
+class Config(Section):
+    """What this stage reads of the parameters."""
+
+    backbone: BackboneParams
+    seed: int
+
+
+def run(workspace: Workspace) -> None:
+    """Write ``data/backbone/``."""
+    config = load(workspace.params_file, Config)
+    tokenizer = tokenizer_facts(workspace.tokenizer)
+    model = resolve_backbone(config.backbone, root=workspace.root, vocab_size=tokenizer.vocab_size, seed=config.seed)
+    inputs = {"tokenizer": workspace.tokenizer}
+    if isinstance(config.backbone, RandomBackbone) and config.backbone.initialisation is Initialisation.COUNTS:
+        cache = TrainingCache.open(workspace.cache, tokenizer=workspace.tokenizer)
+        initialise_from_counts(model, _pairs(cache), eos_id=tokenizer.eos_id, seed=config.seed)
+        inputs["cache"] = workspace.cache
+    network = Network(model)
+    with writing(workspace, workspace.backbone) as draft:
+        write_checkpoint(draft, network, tokenizer_folder=workspace.tokenizer, details={"setting": None})
+        write_manifest(
+            draft,
+            stage="backbone",
+            params=config.model_dump(mode="json"),
+            inputs=inputs,
+            counts={"parameters": num_parameters(network), "vocabulary": network.shape.vocab},
+        )
+
+
+def _pairs(cache: TrainingCache) -> Iterator[tuple[NDArray[np.integer], NDArray[np.integer]]]:
+    for source in cache.sources:
+        rows = np.arange(source.train.start, source.train.stop)
+        for query, passage in zip(cache.query_ids(rows), cache.passage_ids(rows), strict=True):
+            yield cache.tokens(int(query)), cache.tokens(int(passage))

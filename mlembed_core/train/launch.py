@@ -1,0 +1,63 @@
+"""Start a training through ``accelerate launch`` with the profile that the machine asks for.
+
+The machine's shape (processes, nodes, devices) is a file of ``configs/accelerate`` named by ``MLEMBED_LAUNCHER``; it is no part of a
+stage's command, so that DVC sees the same stage on a laptop and on a cluster. Default: ``one_gpu`` where CUDA is there, else ``cpu``.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from mlembed_core.artifacts import Workspace
+from mlembed_core.config.load import read_yaml
+from mlembed_core.errors import ConfigError, MachineError
+
+LAUNCHER = "MLEMBED_LAUNCHER"
+EXPECTED_WORLD_SIZE = "MLEMBED_EXPECTED_WORLD_SIZE"  # what the launched processes hold their number against
+
+
+def launch(workspace: Workspace, setting: str) -> None:
+    """Run the training stage in as many processes as the profile says, and wait for it.
+
+    Raises:
+        ConfigError: an unknown profile.
+        MachineError: a process failed; what it said stands above on stderr.
+    """
+    profile = _profile(workspace)
+    processes = int(read_yaml(profile).get("num_processes", 1))
+    environment = {**os.environ, EXPECTED_WORLD_SIZE: str(processes), "TOKENIZERS_PARALLELISM": "false"}
+    if read_yaml(profile).get("use_cpu"):
+        # `accelerate launch --cpu --num_processes 2` would start one process in silence; the profile plus this starts two.
+        environment["ACCELERATE_USE_CPU"] = "true"
+    command = [
+        *_accelerate(),
+        "launch",
+        "--quiet",
+        "--config_file",
+        str(profile),
+        "--module",
+        "mlembed_core.stages.train",
+        setting,
+    ]
+    status = subprocess.run(command, cwd=workspace.root, env=environment, check=False).returncode
+    if status != 0:
+        raise MachineError(f"the training of {setting} ended with status {status}; the reason stands above. Earlier results are untouched.")
+
+
+def _profile(workspace: Workspace) -> Path:
+    folder = workspace.root / "configs" / "accelerate"
+    name = os.environ.get(LAUNCHER) or ("one_gpu" if shutil.which("nvidia-smi") else "cpu")
+    profile = folder / f"{name}.yaml"
+    if not profile.is_file():
+        known = ", ".join(sorted(path.stem for path in folder.glob("*.yaml"))) or f"none in {folder}"
+        raise ConfigError(f"{LAUNCHER}={name}: there is no such launch profile (there are: {known})")
+    return profile
+
+
+def _accelerate() -> list[str]:
+    # The interpreter that runs us, not whatever `accelerate` stands first on PATH.
+    return [sys.executable, "-m", "accelerate.commands.accelerate_cli"]

@@ -1,0 +1,326 @@
+"""The MLflow run of a training: what went in, how the loss fell, what came out.
+
+Tracking never costs a training step. A thread of its own connects, writes in batches and closes the run; the loop only appends to a
+list. When MLflow is missing, down, or dies half-way, one warning goes to stderr and the rest of the run is not tracked: `mlembed register`
+rebuilds the whole run from the outs. Tags tie a run to its bytes: the fingerprint from the start (a resumed training goes on in
+the run that it finds by it), the out's manifest hash at the end.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import logging
+import os
+import platform
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Literal
+
+from mlembed_core.artifacts import MANIFEST, Workspace, canonical_json, manifest_hash
+
+SETTING_TAG = "mlembed.setting"
+FINGERPRINT_TAG = "mlembed.fingerprint"
+OUTPUT_HASH_TAG = "mlembed.output_hash"
+PACKAGES_TAG = "mlembed.packages"
+# MLflow's own names, which its pages show.
+GIT_COMMIT_TAG = "mlflow.source.git.commit"
+GIT_DIRTY_TAG = "mlembed.git_dirty"
+
+FLUSH_INTERVAL_S = 5.0  # sqlite takes some 30 writes a second in all, whatever their size
+FINISH_TIMEOUT_S = 30.0  # what the end of a training waits for MLflow at most
+DIGEST_LENGTH = 36  # the longest dataset digest that MLflow stores
+RECORDED_PACKAGES = ("mlembed", "torch", "transformers", "tokenizers", "accelerate", "safetensors", "numpy")
+
+Status = Literal["FINISHED", "FAILED", "KILLED"]
+
+
+def tracking_uri(workspace: Workspace) -> str:
+    """``MLFLOW_TRACKING_URI``, else the sqlite database at the root of the workspace."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or local_tracking_uri(workspace)
+
+
+def local_tracking_uri(workspace: Workspace) -> str:
+    return f"sqlite:///{workspace.root / 'mlflow.db'}"
+
+
+def connect(uri: str) -> Any:
+    """An ``MlflowClient`` for runs and versions at ``uri``; neither telemetry nor chatter.
+
+    Raises:
+        ImportError: MLflow is not installed.
+    """
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+    from mlflow.tracking import MlflowClient
+
+    for name in ("mlflow", "alembic"):  # they announce every table of a new database
+        logging.getLogger(name).setLevel(logging.WARNING)
+    return MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+def ensure_experiment(client: Any, workspace: Workspace, name: str) -> str:
+    """The id of the experiment ``name``; made when it is missing, with its artifacts in the workspace if the database is there too."""
+    experiment = client.get_experiment_by_name(name)
+    if experiment is not None:
+        return str(experiment.experiment_id)
+    local = tracking_uri(workspace) == local_tracking_uri(workspace)
+    location = (workspace.root / "mlartifacts" / name).as_uri() if local else None
+    try:
+        return str(client.create_experiment(name, artifact_location=location))
+    except Exception:
+        # Another process may have made it in between; anything else fails again here, with its own message.
+        experiment = client.get_experiment_by_name(name)
+        if experiment is None:
+            raise
+        return str(experiment.experiment_id)
+
+
+def run_tags(workspace: Workspace, setting: str) -> dict[str, str]:
+    """Tags that say where a run comes from: setting, git commit, package versions."""
+    return {SETTING_TAG: setting, PACKAGES_TAG: canonical_json(package_versions()), **git_tags(workspace)}
+
+
+def git_tags(workspace: Workspace) -> dict[str, str]:
+    """The commit of the workspace, and whether code or parameters differ from it. Empty without git or without a commit."""
+    commit = _git(workspace, "rev-parse", "HEAD")
+    if commit is None:
+        return {}
+    changed = _git(workspace, "status", "--porcelain", "--", "mlembed_core", "configs", "dvc.yaml", "constraints.txt")
+    return {GIT_COMMIT_TAG: commit, GIT_DIRTY_TAG: str(bool(changed)).lower()}
+
+
+def _git(workspace: Workspace, *arguments: str) -> str | None:
+    try:
+        done = subprocess.run(["git", "-C", str(workspace.root), *arguments], capture_output=True, text=True, timeout=20, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of what a vector depends on."""
+    versions = {"python": platform.python_version()}
+    for name in RECORDED_PACKAGES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Nested parameters as MLflow shows them: ``{"train": {"seed": 1}}`` → ``{"train.seed": "1"}``; lists as JSON."""
+    flat: dict[str, str] = {}
+    for key, value in values.items():
+        path = f"{prefix}{key}"
+        if isinstance(value, Mapping) and value:
+            flat |= flatten(value, f"{path}.")
+        else:
+            flat[path] = value if isinstance(value, str) else canonical_json(value)
+    return flat
+
+
+def loss_metrics(row: Mapping[str, Any]) -> dict[str, float]:
+    """The metrics of one row of ``loss_curve.csv``: the loss also under its source's name; empty cells left out."""
+    names = {"loss": "loss", "learning_rate": "learning_rate", "grad_norm": "grad_norm", "rank": "rank", "tokens": "tokens"}
+    if row.get("source"):
+        names[f"loss/{row['source']}"] = "loss"
+    return {name: float(row[column]) for name, column in names.items() if row.get(column) not in (None, "")}
+
+
+def validation_metrics(row: Mapping[str, Any]) -> dict[str, float]:
+    """The metric of one row of ``validation_curve.csv``."""
+    return {f"validation_loss/{row['source']}/l{row['layers']}-d{row['dim']}": float(row["loss"])}
+
+
+def open_run(
+    workspace: Workspace, *, name: str, setting: str, fingerprint: str, params: Mapping[str, Any], inputs: Mapping[str, str]
+) -> Tracker:
+    """Open the run of a training, or the unfinished one with the same fingerprint. Returns at once and never raises.
+
+    Call it in the main process only, as a context manager around the training *and* the move of its out into place: leaving it
+    closes the run.
+
+    Args:
+        name: of the experiment (``name`` of the parameters).
+        setting: trained here; the out is ``models/SETTING``.
+        fingerprint: equal for two trainings that must give the same bytes; names the resume state too.
+        params: what shapes the training, nested; the same mapping goes into the out's manifest, so that a rebuilt run shows the same.
+        inputs: name → manifest hash of the earlier outs it reads.
+    """
+    # A server that is down shall be noticed soon; whoever set these knows their network better.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "1")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+    return Tracker(RunFacts(workspace, name, setting, fingerprint, dict(params), dict(inputs)))
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """What a run is opened with; see :func:`open_run`."""
+
+    workspace: Workspace
+    name: str
+    setting: str
+    fingerprint: str
+    params: dict[str, Any]
+    inputs: dict[str, str]
+
+
+class Tracker:
+    """Takes metrics of one training; a thread carries them to MLflow."""
+
+    def __init__(self, facts: RunFacts) -> None:
+        self._facts = facts
+        self._lock = threading.Lock()
+        self._pending: list[Point] = []
+        self._stop = threading.Event()
+        self._gave_up = False
+        self._status: Status = "FINISHED"
+        self._output_hash: str | None = None
+        self._thread: threading.Thread | None = threading.Thread(target=self._work, name="mlflow-tracker", daemon=True)
+        self._thread.start()
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Note metrics of a step; costs an append. Points that a resumed run already has are dropped, so a replayed curve does no harm."""
+        if self._gave_up:
+            return
+        now = time.time()
+        with self._lock:
+            self._pending += [Point(key, float(value), step, now) for key, value in metrics.items()]
+
+    def finish(self, status: Status = "FINISHED") -> None:
+        """Write what is left and close the run; waits for MLflow at most ``FINISH_TIMEOUT_S``. A second call does nothing.
+
+        A finished run is tagged with the manifest hash of ``models/SETTING``, which must be in place by then.
+        """
+        if self._thread is None:
+            return
+        out = self._facts.workspace.models / self._facts.setting
+        if status == "FINISHED" and (out / MANIFEST).is_file():
+            self._output_hash = manifest_hash(out)
+        self._status = status
+        self._stop.set()
+        self._thread.join(FINISH_TIMEOUT_S)
+        if self._thread.is_alive():
+            self._give_up(f"no answer within {FINISH_TIMEOUT_S:.0f} s")
+        self._thread = None
+
+    def __enter__(self) -> Tracker:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if kind is None:
+            self.finish("FINISHED")
+        else:
+            self.finish("FAILED" if issubclass(kind, Exception) else "KILLED")
+
+    def _work(self) -> None:
+        try:
+            run = _Run(self._facts)
+            stopping = False
+            while not stopping and not self._gave_up:
+                stopping = self._stop.wait(FLUSH_INTERVAL_S)
+                run.write(self._take())
+            if not self._gave_up:
+                run.close(self._status, self._output_hash)
+        except ImportError:
+            self._give_up("MLflow is not installed; `pip install 'mlembed[mlflow]'` brings it")
+        except Exception as error:
+            # Whatever MLflow, its database or its server raises: the training matters more than its record.
+            self._give_up(f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no message'}")
+
+    def _take(self) -> list[Point]:
+        with self._lock:
+            points, self._pending = self._pending, []
+        return points
+
+    def _give_up(self, reason: str) -> None:
+        with self._lock:
+            first, self._gave_up = not self._gave_up, True
+            self._pending = []
+        if first:
+            print(
+                f"mlembed: warning: this training is not tracked any further in MLflow at {tracking_uri(self._facts.workspace)} ({reason}). "
+                f"The training goes on; afterwards `mlembed register {self._facts.setting}` rebuilds the run from the outs.",
+                file=sys.stderr,
+                flush=True,
+            )
+
+
+@dataclass(frozen=True)
+class Point:
+    """One value of one metric; ``time`` in seconds since the epoch."""
+
+    key: str
+    value: float
+    step: int
+    time: float
+
+
+class _Run:
+    """The open run in MLflow. Lives in the tracker's thread, since a database connection belongs to one thread."""
+
+    def __init__(self, facts: RunFacts) -> None:
+        self._client = connect(tracking_uri(facts.workspace))
+        experiment = ensure_experiment(self._client, facts.workspace, facts.name)
+        unfinished = f"tags.`{FINGERPRINT_TAG}` = '{facts.fingerprint}' and attributes.status != 'FINISHED'"
+        found = self._client.search_runs([experiment], unfinished, max_results=1)
+        self._last_step: dict[str, int] = {}
+        if found:
+            self._id = str(found[0].info.run_id)
+            self._client.update_run(self._id, status="RUNNING")
+            for key in found[0].data.metrics:
+                self._last_step[key] = max(point.step for point in self._client.get_metric_history(self._id, key))
+        else:
+            tags = {FINGERPRINT_TAG: facts.fingerprint, **run_tags(facts.workspace, facts.setting)}
+            self._id = str(self._client.create_run(experiment, run_name=facts.setting, tags=tags).info.run_id)
+            log_inputs(self._client, self._id, facts.inputs)
+            log_params(self._client, self._id, facts.params)
+
+    def write(self, points: list[Point]) -> None:
+        log_points(self._client, self._id, [point for point in points if point.step > self._last_step.get(point.key, -1)])
+
+    def close(self, status: Status, output_hash: str | None) -> None:
+        if output_hash is not None:
+            self._client.set_tag(self._id, OUTPUT_HASH_TAG, output_hash)
+        self._client.set_terminated(self._id, status)
+
+
+def log_points(client: Any, run_id: str, points: list[Point]) -> None:
+    """Write points in as few transactions as MLflow allows."""
+    from mlflow.entities import Metric
+
+    client.log_batch(run_id, metrics=[Metric(point.key, point.value, int(point.time * 1000), point.step) for point in points])
+
+
+def log_params(client: Any, run_id: str, params: Mapping[str, Any]) -> None:
+    """Write nested parameters; MLflow cuts a value that is too long for its column."""
+    from mlflow.entities import Param
+
+    client.log_batch(run_id, params=[Param(key, value) for key, value in flatten(params).items()])
+
+
+def log_inputs(client: Any, run_id: str, inputs: Mapping[str, str]) -> None:
+    """Record the outs that a training read as dataset inputs, each by its manifest hash (whole in a tag, cut in the digest)."""
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    datasets = [
+        DatasetInput(
+            Dataset(
+                name=name,
+                digest=digest[:DIGEST_LENGTH],
+                source_type="mlembed_out",
+                source=canonical_json({"name": name, "manifest_hash": digest}),
+            ),
+            [InputTag("mlembed.manifest_hash", digest)],
+        )
+        for name, digest in inputs.items()
+    ]
+    if datasets:
+        client.log_inputs(run_id, datasets)
