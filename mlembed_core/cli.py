@@ -6,13 +6,15 @@ without a traceback and set the exit code (see ``errors.py``).
 
 from __future__ import annotations
 
+import json
 import sys
+from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
 
 from mlembed_core.artifacts import Workspace
-from mlembed_core.errors import MlembedError
+from mlembed_core.errors import MachineError, MlembedError
 
 app = typer.Typer(
     name="mlembed",
@@ -22,6 +24,16 @@ app = typer.Typer(
     add_completion=False,
 )
 STAGES = "Stages (dvc.yaml calls these)"
+REGISTRY = "Registry"
+PEOPLE = "For people"
+
+ModelOption = Annotated[str, typer.Option("--model", help="a folder (models/3d), models:/NAME@alias or models:/NAME/VERSION")]
+LayersOption = Annotated[int | None, typer.Option("--layers", min=1, help="use the first layers only")]
+DimOption = Annotated[int | None, typer.Option("--dim", min=1, help="cut vectors to this length")]
+RankOption = Annotated[int | None, typer.Option("--rank", min=1, help="cut the token table to this rank")]
+ColumnOption = Annotated[str | None, typer.Option("--column", help="key or column that holds the text (default: text)")]
+InstructionOption = Annotated[str | None, typer.Option("--instruction", help="what the queries look for, put in front of each")]
+JsonOption = Annotated[bool, typer.Option("--json", help="print JSON, for machines")]
 
 
 def _workspace() -> Workspace:
@@ -107,6 +119,119 @@ def report() -> None:
     from mlembed_core.stages import report as stage
 
     stage.run(_workspace())
+
+
+@app.command(rich_help_panel=REGISTRY)
+def register(
+    setting: Annotated[str | None, typer.Argument(help="a key of `settings`")] = None,
+    every: Annotated[bool, typer.Option("--all", help="register every setting")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Register a trained setting in MLflow (once per weights), with its scores and the report's pictures."""
+    if (setting is None) != every:
+        raise typer.BadParameter("name one setting, or give --all")
+    from mlembed_core.registry.register import register as register_settings
+
+    done = register_settings(_workspace(), None if setting is None else [setting])
+    if as_json:
+        _print_json([item.as_dict() for item in done])
+    else:
+        for item in done:
+            typer.echo(item.summary)
+
+
+@app.command(rich_help_panel=PEOPLE)
+def search(
+    query: Annotated[str, typer.Argument(help="what to look for")],
+    model: ModelOption,
+    layers: LayersOption = None,
+    dim: DimOption = None,
+    rank: RankOption = None,
+    file: Annotated[Path | None, typer.Option("--file", help="texts to search, .txt, .jsonl or .parquet (default: the sources)")] = None,
+    column: ColumnOption = None,
+    top: Annotated[int, typer.Option("--top", min=1, help="how many to show")] = 10,
+    instruction: InstructionOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Find the texts nearest to a query, in a file or in the passages of the sources."""
+    if not query.strip():
+        raise typer.BadParameter("the query is empty", param_hint="QUERY")
+    from mlembed_core.registry import search as engine
+
+    corpus = engine.corpus_of_sources(Workspace.find()) if file is None else engine.corpus_of_file(file, column=column)
+    encoder, hits = engine.run(query, corpus, ref=model, layers=layers, dim=dim, rank=rank, top=top, instruction=instruction)
+    if as_json:
+        found = {"query": query, "model": model, "submodel": encoder.submodel.name, "texts": len(corpus.texts)}
+        _print_json({**found, "hits": [hit.as_dict() for hit in hits]})
+        return
+    typer.echo(f"{len(corpus.texts):,} texts, {model} at {encoder.submodel.name}", err=True)
+    for hit in hits:
+        typer.echo(f"{hit.rank:3d}  {hit.score:+.3f}  {' '.join(hit.text.split())[:160]}  [{hit.place}]")
+
+
+@app.command(rich_help_panel=PEOPLE)
+def encode(
+    source_file: Annotated[Path, typer.Argument(metavar="INPUT", help="texts: .txt (one per line), .jsonl or .parquet")],
+    target: Annotated[Path, typer.Argument(metavar="OUTPUT", help="vectors: .npy or .parquet")],
+    model: ModelOption,
+    layers: LayersOption = None,
+    dim: DimOption = None,
+    rank: RankOption = None,
+    column: ColumnOption = None,
+    queries: Annotated[bool, typer.Option("--queries", help="encode queries instead of documents")] = False,
+    instruction: InstructionOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Turn a file of texts into a file of unit vectors, one row per text."""
+    if instruction is not None and not queries:
+        raise typer.BadParameter("an instruction belongs to queries; add --queries", param_hint="--instruction")
+    from mlembed_core.registry import search as engine
+
+    done = engine.encode_file(
+        source_file, target, ref=model, layers=layers, dim=dim, rank=rank, column=column, queries=queries, instruction=instruction
+    )
+    if as_json:
+        _print_json(done.as_dict())
+    else:
+        typer.echo(
+            f"{done.file}: shape ({done.texts:,}, {done.dim}), {done.submodel}, {done.seconds:.1f} s, {done.texts_per_second:,.0f} texts/s"
+        )
+
+
+@app.command(rich_help_panel=PEOPLE)
+def doctor(as_json: JsonOption = False) -> None:
+    """Check this machine and this clone for whatever would stop the pipeline."""
+    from mlembed_core.doctor import Status, diagnose
+
+    colours = {Status.OK: typer.colors.GREEN, Status.WARN: typer.colors.YELLOW, Status.FAIL: typer.colors.RED}
+    findings = []
+    for finding in diagnose():
+        findings.append(finding)
+        if not as_json:
+            typer.secho(f"{finding.status:4}", fg=colours[finding.status], nl=False)
+            typer.echo(f"  {finding.name}: {finding.message}" + (f"\n      → {finding.advice}" if finding.advice else ""))
+    if as_json:
+        _print_json([finding.as_dict() for finding in findings])
+    failed = [finding.name for finding in findings if finding.status == Status.FAIL]
+    if failed:
+        raise MachineError(f"{len(failed)} of {len(findings)} checks failed: {', '.join(failed)}")
+
+
+@app.command(rich_help_panel=PEOPLE)
+def summary(as_json: JsonOption = False) -> None:
+    """Print the report: scores, sizes, controls, and what to do next."""
+    from mlembed_core.evaluate.report import table
+    from mlembed_core.evaluate.report.summarise import Report
+
+    found = Report.load(Workspace.find().reports / "report.json")
+    if as_json:
+        _print_json(found.to_json())
+    else:
+        table.show(found)
+
+
+def _print_json(value: object) -> None:
+    typer.echo(json.dumps(value, indent=1, ensure_ascii=False))
 
 
 def main() -> NoReturn:

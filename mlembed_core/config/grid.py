@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mlembed_core.config.evaluate import SubmodelParams
 from mlembed_core.errors import SubmodelError
 
 
@@ -36,15 +35,15 @@ class Shape:
         return Submodel(self.layers, self.dim, self.rank)
 
 
-def resolve_submodel(cut: SubmodelParams, shape: Shape) -> Submodel:
-    """Fill the uncut axes of ``cut`` from ``shape``.
+def resolve_submodel(shape: Shape, *, layers: int | None = None, dim: int | None = None, rank: int | None = None) -> Submodel:
+    """A cut of a model of this shape; None leaves an axis whole.
 
     Raises:
         SubmodelError: a cut larger than the model; silently serving the full model instead would look like success.
     """
     sizes = {}
-    for axis in ("layers", "dim", "rank"):
-        wanted, full = getattr(cut, axis), getattr(shape, axis)
+    for axis, wanted in (("layers", layers), ("dim", dim), ("rank", rank)):
+        full = getattr(shape, axis)
         if wanted is not None and not 1 <= wanted <= full:
             raise SubmodelError(f"{axis}={wanted} is out of range: this model has {axis} 1 … {full}")
         sizes[axis] = full if wanted is None else wanted

@@ -19,19 +19,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from mlembed_core.artifacts import read_json, sha256_file
-from mlembed_core.config.evaluate import SubmodelParams
 from mlembed_core.config.grid import Shape, Submodel, resolve_submodel
 from mlembed_core.errors import ArtifactError
+from mlembed_core.model.checkpoint import CHECKPOINT_FACTS, FACTORS, FORMAT_VERSION
 from mlembed_core.model.low_rank import LowRankEmbedding
 from mlembed_core.model.network import Network
 from mlembed_core.model.pack import pack
 from mlembed_core.model.resolve import load_folder
 from mlembed_core.prompts import format_query
 
-WEIGHTS = "model.safetensors"
-FACTORS = "factors.safetensors"
-CHECKPOINT_FACTS = "mlembed.json"
-FORMAT_VERSION = 1
 DEFAULT_BATCH_TOKENS = 8192
 
 
@@ -88,7 +84,7 @@ class Encoder:
             )
         from tokenizers import Tokenizer
 
-        submodel = resolve_submodel(SubmodelParams(layers=layers, dim=dim, rank=rank), Shape(**facts["shape"]))
+        submodel = resolve_submodel(Shape(**facts["shape"]), layers=layers, dim=dim, rank=rank)
         network = Network(load_folder(folder))
         if (folder / FACTORS).is_file():
             network.embedding = LowRankEmbedding(*_read_factors(folder / FACTORS))

@@ -12,7 +12,7 @@ from mlembed_core.config.base import Section
 from mlembed_core.config.load import load
 from mlembed_core.config.model import BackboneParams, Initialisation, RandomBackbone
 from mlembed_core.data.store import TrainingCache
-from mlembed_core.export.formats import num_parameters, tokenizer_facts, write_checkpoint
+from mlembed_core.model.checkpoint import num_parameters, tokenizer_facts, write_checkpoint
 from mlembed_core.model.count_init import initialise_from_counts
 from mlembed_core.model.network import Network
 from mlembed_core.model.resolve import resolve_backbone

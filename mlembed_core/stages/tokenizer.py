@@ -10,13 +10,14 @@ from typing import Any
 import pyarrow.compute as pc
 from tokenizers import Tokenizer
 
-from mlembed_core.artifacts import Workspace, read_json, read_manifest, write_manifest, writing
+from mlembed_core.artifacts import Workspace, read_json, read_manifest, verify_files, write_manifest, writing
 from mlembed_core.config.base import Section
 from mlembed_core.config.data import HubTokenizer, LocalTokenizer, Sources, TokenizerParams, TrainedTokenizer
 from mlembed_core.config.load import load
+from mlembed_core.data.rows import ROWS_FILE
 from mlembed_core.data.texts import distinct, hash_key, num_rows, read_batches
 from mlembed_core.data.tokenize import CONFIG_FILE, EOS, PAD, TOKENIZER_FILE, append_eos, read_tokenizer, save_tokenizer, train_tokenizer
-from mlembed_core.errors import ArtifactError, DataError, MachineError
+from mlembed_core.errors import ArtifactError, ConfigError, DataError, MachineError
 from mlembed_core.progress import Reporter
 
 SPECIAL_TOKENS_FILE = "special_tokens_map.json"  # older folders keep here what newer ones have in tokenizer_config.json
@@ -72,7 +73,8 @@ def _trained(workspace: Workspace, params: TrainedTokenizer, names: list[str]) -
     folders = {name: workspace.sources / name for name in names}
     for name, folder in folders.items():
         read_manifest(folder, made_by=f"mlembed source {name}")
-    texts = _TrainingTexts({name: folder / "rows.parquet" for name, folder in folders.items()})
+        verify_files(folder)
+    texts = _TrainingTexts({name: folder / ROWS_FILE for name, folder in folders.items()})
     tokenizer = train_tokenizer(texts, vocab_size=params.vocab_size)
     if not texts.num_texts:
         raise DataError(f"the sources {', '.join(names)} have no training rows, so there is no text to train a tokenizer on")
@@ -152,14 +154,36 @@ def _local_folder(workspace: Workspace, params: LocalTokenizer) -> Path:
 
 
 def _hub_folder(params: HubTokenizer) -> Path:
-    """The folder in the hub's cache that holds the files, fetched unless they are there. The revision is a commit: a copy never ages."""
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+    """The folder of the hub's cache that holds the files, fetched unless they are there: a commit never changes, so a copy will do."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
 
-    wanted = {TOKENIZER_FILE: True, CONFIG_FILE: False, SPECIAL_TOKENS_FILE: False}  # name → whether we cannot do without
-    fetch = f"hf download {params.repo} {' '.join(wanted)} --revision {params.revision}"
-
-    def get(name: str, *, required: bool) -> str | None:
-        ...
-
-    raise NotImplementedError((hf_hub_download, EntryNotFoundError, LocalEntryNotFoundError, fetch, get, MachineError))
+    wanted = (TOKENIZER_FILE, CONFIG_FILE, SPECIAL_TOKENS_FILE)
+    where: dict[str, Any] = {"repo_id": params.repo, "revision": params.revision, "allow_patterns": list(wanted)}
+    try:
+        copy = Path(snapshot_download(**where, local_files_only=True))
+        if (copy / TOKENIZER_FILE).is_file() and (copy / CONFIG_FILE).is_file():
+            return copy
+    except OSError:
+        pass  # no copy yet
+    except HFValidationError as error:
+        raise ConfigError(f"tokenizer.repo={params.repo!r} is no name of a hub repository ({error}); write owner/name") from None
+    try:
+        folder = Path(snapshot_download(**where))
+    except (RepositoryNotFoundError, RevisionNotFoundError) as error:
+        raise ConfigError(
+            f"tokenizer: the hub has no commit {params.revision} of {params.repo}, or hides it from you ({error}). "
+            "Check tokenizer.repo and tokenizer.revision in configs/params.yaml; `hf auth login` for a private repository."
+        ) from error
+    except OSError as error:
+        raise MachineError(
+            f"cannot fetch the tokenizer of {params.repo} at {params.revision}: {error}\n"
+            f"Where there is a network, run `hf download {params.repo} {TOKENIZER_FILE} {CONFIG_FILE} --revision {params.revision}` "
+            "(HF_HOME says where it goes); this stage then needs none."
+        ) from error
+    if not (folder / TOKENIZER_FILE).is_file():
+        raise ArtifactError(
+            f"the hub repository {params.repo} at {params.revision} has no {TOKENIZER_FILE}, the one form that this project reads. "
+            "Convert its tokenizer with transformers (save_pretrained writes one) and name the folder as tokenizer: {type: local, path: …}."
+        )
+    return folder

@@ -25,7 +25,7 @@ from mlembed_core.config.model import Settings
 from mlembed_core.config.train import TrainParams
 from mlembed_core.data.store import TrainingCache
 from mlembed_core.errors import ConfigError, MachineError, MlembedError
-from mlembed_core.export.formats import num_parameters, write_checkpoint
+from mlembed_core.model.checkpoint import num_parameters, write_checkpoint
 from mlembed_core.model.network import Network
 from mlembed_core.model.resolve import load_folder
 from mlembed_core.train.distributed import world_size
@@ -59,7 +59,7 @@ def run(workspace: Workspace, setting_name: str) -> None:
     torch.set_num_threads(config.train.num_threads)
     torch.use_deterministic_algorithms(mode=True, warn_only=True)
     accelerator = Accelerator()
-    _check_world_size()
+    check_world_size()
 
     cache = TrainingCache.open(workspace.cache, tokenizer=workspace.tokenizer)
     manifest_hash(workspace.backbone)  # refuses a missing one before weights are read
@@ -131,7 +131,8 @@ def write_model(
         )
 
 
-def _check_world_size() -> None:
+def check_world_size() -> None:
+    """Raises MachineError unless as many processes run as the launch profile asks for."""
     expected = os.environ.get(EXPECTED_WORLD_SIZE)
     if expected is not None and int(expected) != world_size():
         raise MachineError(

@@ -20,8 +20,11 @@ LAUNCHER = "MLEMBED_LAUNCHER"
 EXPECTED_WORLD_SIZE = "MLEMBED_EXPECTED_WORLD_SIZE"  # what the launched processes hold their number against
 
 
-def launch(workspace: Workspace, setting: str) -> None:
+def launch(workspace: Workspace, setting: str, *, module: str = "mlembed_core.stages.train") -> None:
     """Run the training stage in as many processes as the profile says, and wait for it.
+
+    Args:
+        module: what each process runs, with the setting as its argument.
 
     Raises:
         ConfigError: an unknown profile.
@@ -40,7 +43,7 @@ def launch(workspace: Workspace, setting: str) -> None:
         "--config_file",
         str(profile),
         "--module",
-        "mlembed_core.stages.train",
+        module,
         setting,
     ]
     status = subprocess.run(command, cwd=workspace.root, env=environment, check=False).returncode

@@ -27,7 +27,7 @@ from mlembed_core.losses.matryoshka import prefix_cosines
 from mlembed_core.model.network import Network
 from mlembed_core.model.pack import pack
 from mlembed_core.progress import Reporter
-from mlembed_core.train import checkpoint
+from mlembed_core.train import resume
 from mlembed_core.train.optimizer import learning_rate, make_optimizer
 from mlembed_core.train.step import draw_rank, step_loss
 from mlembed_core.train.tracking import loss_metrics, validation_metrics
@@ -82,7 +82,7 @@ def train(
     )
     optimizer = make_optimizer(network, params)
     curves, first = Curves(), 0
-    resumed = checkpoint.load_newest(state_folder, network=network, optimizer=optimizer, warn=accelerator.print)
+    resumed = resume.load_newest(state_folder, network=network, optimizer=optimizer, warn=accelerator.print)
     if resumed is not None:
         first, progress = resumed
         curves = Curves(**progress)
@@ -136,7 +136,7 @@ def train(
                 and (done % params.checkpoint_every == 0 or done == sampler.num_steps)
                 and accelerator.is_main_process
             ):
-                checkpoint.save(
+                resume.save(
                     state_folder,
                     step=done,
                     network=network,

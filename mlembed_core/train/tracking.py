@@ -12,6 +12,7 @@ import importlib.metadata
 import logging
 import os
 import platform
+import re
 import subprocess
 import sys
 import threading
@@ -44,6 +45,11 @@ def tracking_uri(workspace: Workspace) -> str:
     return os.environ.get("MLFLOW_TRACKING_URI") or local_tracking_uri(workspace)
 
 
+def without_secrets(message: str) -> str:
+    """A message or address with the ``user:password@`` of any URL in it blotted out."""
+    return re.sub(r"://[^/\s@]+@", "://***@", message)
+
+
 def local_tracking_uri(workspace: Workspace) -> str:
     return f"sqlite:///{workspace.root / 'mlflow.db'}"
 
@@ -56,6 +62,8 @@ def connect(uri: str) -> Any:
     """
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+    # Its bars for copied files are for people who watch.
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", str(sys.stderr.isatty()).lower())
     from mlflow.tracking import MlflowClient
 
     for name in ("mlflow", "alembic"):  # they announce every table of a new database
@@ -245,12 +253,12 @@ class Tracker:
             first, self._gave_up = not self._gave_up, True
             self._pending = []
         if first:
-            print(
-                f"mlembed: warning: this training is not tracked any further in MLflow at {tracking_uri(self._facts.workspace)} ({reason}). "
-                f"The training goes on; afterwards `mlembed register {self._facts.setting}` rebuilds the run from the outs.",
-                file=sys.stderr,
-                flush=True,
+            uri = tracking_uri(self._facts.workspace)
+            message = (
+                f"mlembed: warning: this training is not tracked any further in MLflow at {uri} ({reason}). "
+                f"The training goes on; afterwards `mlembed register {self._facts.setting}` rebuilds the run from the outs."
             )
+            print(without_secrets(message), file=sys.stderr, flush=True)
 
 
 @dataclass(frozen=True)

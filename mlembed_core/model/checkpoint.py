@@ -17,10 +17,13 @@ from typing import Any
 from safetensors.torch import save_file
 
 from mlembed_core.artifacts import read_json, read_manifest, write_json
-from mlembed_core.model.encoder import CHECKPOINT_FACTS, FACTORS, FORMAT_VERSION, WEIGHTS
 from mlembed_core.model.low_rank import LowRankEmbedding
 from mlembed_core.model.network import Network
 
+WEIGHTS = "model.safetensors"
+FACTORS = "factors.safetensors"
+CHECKPOINT_FACTS = "mlembed.json"
+FORMAT_VERSION = 1
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 
 

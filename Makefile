@@ -1,0 +1,71 @@
+# What a newcomer and a developer type. Every target works as the first command in a fresh clone.
+#
+# PYTHON          the interpreter to build the environment with (3.11 is what the constraints are tested on)
+# TORCH_INDEX_URL another wheel index for torch, e.g. one with builds for your CUDA version; unset: pip's own
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := $(CURDIR)/.venv
+DVC_VENV := $(CURDIR)/.venv-dvc
+TORCH := $(shell sed -n 's/^torch==/torch==/p' constraints.txt)
+export PATH := $(VENV)/bin:$(PATH)
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+# Written last, so that an interrupted set-up starts over; renewed when what it stands for changes.
+READY := $(VENV)/.ready
+DVC_READY := $(DVC_VENV)/.ready
+
+.PHONY: help setup demo test test-all check study clean
+
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1|\2/p' Makefile | column -t -s '|'
+
+setup: $(READY) ## build .venv (and DVC's own environment) from the pinned constraints
+
+$(READY): constraints.txt pyproject.toml $(DVC_READY)
+	@command -v git >/dev/null || { echo "git is not installed; install it with your system's package manager" >&2; exit 1; }
+	@'$(PYTHON)' -c 'import sys; sys.exit(sys.version_info[:2] < (3, 11))' 2>/dev/null || \
+	  { echo "Python 3.11 or newer is needed, found '$(PYTHON)'; run: make $(MAKECMDGOALS) PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@echo "[setup] .venv: torch first, by its exact pin"
+	@test -x $(VENV)/bin/python || '$(PYTHON)' -m venv --clear $(VENV)
+	@python -m pip install --quiet $(if $(TORCH_INDEX_URL),--index-url $(TORCH_INDEX_URL)) '$(TORCH)'
+	@echo "[setup] .venv: everything else, as pinned in constraints.txt (about two minutes)"
+	@python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@ln -sf $(DVC_VENV)/bin/dvc $(VENV)/bin/dvc
+	@touch $(READY)
+
+# DVC lives alone: with Dagster in one environment, its antlr pin breaks Dagster's selection syntax (docs/decisions/0002).
+$(DVC_READY): constraints-dvc.txt
+	@test -n '$(PYTHON)' || { echo "no python3 on PATH; install Python 3.11" >&2; exit 1; }
+	@echo "[setup] .venv-dvc"
+	@test -x $(DVC_VENV)/bin/python || '$(PYTHON)' -m venv --clear $(DVC_VENV)
+	@$(DVC_VENV)/bin/python -m pip install --quiet --constraint constraints-dvc.txt dvc
+	@touch $(DVC_READY)
+
+demo: $(READY) ## the whole pipeline on real text: data, training, scores, report, registry (minutes on two cores)
+	@mlembed doctor --quiet
+	@dvc repro
+	@mlembed register --all
+	@mlembed summary
+
+test: $(READY) check ## everything quick: checks, oracles, contracts, the tiny pipeline (no network, no GPU)
+	@python -m pytest -m 'not slow and not gpu'
+
+test-all: $(READY) check ## the long tests too
+	@python -m pytest
+
+check: $(READY) ## ruff, mypy --strict, import contracts
+	@ruff check .
+	@ruff format --check --quiet .
+	@mypy
+	@lint-imports --no-logo
+
+study: $(READY) ## the embedded preset over three seeds: the table in benchmarks/README.md (about an hour on two cores)
+	@python -m benchmarks.embedded_study
+
+clean: ## remove the environments, the outs and the scratch; DVC's cache (.dvc/cache) and MLflow's database stay
+	@rm -rf $(VENV) $(DVC_VENV) .work data models reports scores/**/*.parquet *.egg-info .mypy_cache .ruff_cache .pytest_cache

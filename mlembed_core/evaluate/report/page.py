@@ -1,0 +1,208 @@
+"""The report as one HTML page that needs nothing else: styles, pictures and script are inside, so that it works from a file.
+
+What the page shows is worked out here and in the modules beside; ``template.html.jinja`` only lays it out. The script in it sorts and
+filters the table and links its rows to the points; without script the page reads the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from mlembed_core.evaluate.report import pictures, wording
+from mlembed_core.evaluate.report.read import Curve
+from mlembed_core.evaluate.report.summarise import (
+    Cost,
+    Report,
+    SettingSummary,
+    SubmodelSummary,
+    SuiteSummary,
+    best_submodel,
+    smallest_within,
+    whole_controls,
+)
+
+TEMPLATE = Path(__file__).parent / "template.html.jinja"
+MAX_TASK_COLUMNS = 8  # of the table of submodels; suites with more tasks show averages per task type there
+
+
+def render(report: Report, curves: Mapping[str, tuple[Curve, Curve]], hashes: Mapping[str, str]) -> str:
+    """The page.
+
+    Args:
+        curves: (training, validation) loss per setting.
+        hashes: what the report was made from, by name: shown so that two reports can be told apart.
+    """
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATE.parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    page = environment.get_template(TEMPLATE.name).render(
+        name=report.name,
+        suites=[_suite(suite, number) for number, suite in enumerate(report.suites)],
+        losses=_picture(pictures.losses(curves), "losses", "Training and validation loss by step"),
+        training=_training(report),
+        validated=any(item.validation_loss is not None for item in report.training),
+        hashes=hashes,
+        num_colours=len(pictures.SETTING_COLOURS),
+        light={name: colour for colour, name in pictures.CSS_NAMES.items()},
+    )
+    return page + "\n"
+
+
+def _picture(picture: pictures.Picture, name: str, title: str) -> dict[str, Markup]:
+    """Both widths of a picture; the style sheet shows one of them."""
+    # Ours alone: names in it come from parameters that allow no markup.
+    return {
+        kind: Markup(pictures.svg(picture, width=width, name=f"{name}-{kind}", title=title))  # noqa: S704
+        for kind, width in (("wide", pictures.WIDE), ("narrow", pictures.NARROW))
+    }
+
+
+def _suite(suite: SuiteSummary, number: int) -> dict[str, Any]:
+    shapes = {setting.name: setting.shape for setting in suite.settings}
+    best, small = best_submodel(suite), smallest_within(suite, wording.KEPT_SHARE)
+    return {
+        "id": f"suite-{number}",
+        "name": suite.name,
+        "benchmark": suite.benchmark,
+        "num_tasks": len(suite.tasks),
+        "cards": [
+            _card("Highest average", best, shapes[best.setting]),
+            _card(f"Smallest with at least {wording.percent(wording.KEPT_SHARE)} of it", small, shapes[small.setting]),
+            *_control_card(suite, best),
+        ],
+        "findings": wording.findings(suite),
+        "frontiers": [
+            {
+                "cost": cost.value,
+                "label": pictures.COST_TITLES[cost][0],
+                "picture": _picture(
+                    pictures.frontier([suite], cost), f"frontier-{number}-{cost.value}", f"Quality against {pictures.COST_TITLES[cost][0]}"
+                ),
+            }
+            for cost in Cost
+        ],
+        "retention": _picture(pictures.retention([suite]), f"retention-{number}", "What is left of the score after a cut"),
+        "settings": [setting.name for setting in suite.settings],
+        "table": _submodel_table(suite),
+        "tasks": _task_table(suite),
+        "command": wording.search_command(small, shapes[small.setting]),
+        "python": wording.load_call(small, shapes[small.setting]),
+    }
+
+
+def _card(title: str, submodel: SubmodelSummary, shape: Any) -> dict[str, str]:
+    return {
+        "title": title,
+        "number": wording.score(submodel.average),
+        "note": f"{submodel.setting}, {wording.cut(submodel, shape)} · {wording.amount(submodel.bytes, Cost.BYTES)}",
+    }
+
+
+def _control_card(suite: SuiteSummary, best: SubmodelSummary) -> list[dict[str, str]]:
+    """The control with the highest average, and who is ahead."""
+    known = [(control.average, control) for control in whole_controls(suite) if control.average is not None]
+    if not known:
+        return []
+    average, control = max(known, key=lambda item: item[0])
+    difference = average - best.average
+    note = f"{wording.control(control)}, {abs(difference):.3f} {'above' if difference > 0 else 'below'} our highest"
+    return [{"title": "Best control", "number": wording.score(average), "note": note}]
+
+
+def _submodel_table(suite: SuiteSummary) -> dict[str, Any]:
+    """Columns and rows of the table of submodels; every cell with the number that it sorts by."""
+    by_task = len(suite.tasks) <= MAX_TASK_COLUMNS
+    types = list(dict.fromkeys(task.type for task in suite.tasks))
+    members = {kind: [task.name for task in suite.tasks if task.type == kind] for kind in types}
+    groups = (
+        {wording.task(task.name): [task.name] for task in suite.tasks}
+        if by_task
+        else {wording.task_type(kind): members[kind] for kind in types}
+    )
+    top = max(submodel.average for submodel in suite.submodels)
+    return {
+        "groups": list(groups),
+        "by_task": by_task,
+        "rows": [
+            _submodel_row(setting, index, submodel, groups, top)
+            for index, setting in enumerate(suite.settings)
+            for submodel in setting.submodels
+        ],
+    }
+
+
+def _submodel_row(
+    setting: SettingSummary, index: int, submodel: SubmodelSummary, groups: Mapping[str, list[str]], top: float
+) -> dict[str, Any]:
+    means = [sum(submodel.scores[task] for task in tasks) / len(tasks) for tasks in groups.values()]
+    costs = [(wording.amount(submodel.cost(cost), cost), submodel.cost(cost)) for cost in Cost]
+    return {
+        "key": f"{setting.name}/{submodel.name}",
+        "setting": setting.name,
+        "colour": index % len(pictures.SETTING_COLOURS),
+        "cut": wording.cut(submodel, setting.shape),
+        "size": f"{submodel.layers:06d}{submodel.dim:06d}{submodel.rank:06d}",
+        "pareto": Cost.BYTES in submodel.pareto,
+        "average": submodel.average,
+        "share": max(0.0, submodel.average / top) if top > 0 else 0.0,
+        "cells": [
+            (wording.percent(submodel.retention), submodel.retention if submodel.retention is not None else -1),
+            *costs,
+            *((wording.score(mean), round(mean, 6)) for mean in means),
+        ],
+    }
+
+
+def _task_table(suite: SuiteSummary) -> dict[str, Any]:
+    """Scores by task of the uncut models beside the controls."""
+    references = [(setting, setting.submodel(setting.reference)) for setting in suite.settings]
+    controls = whole_controls(suite)
+    keys = [task.name for task in suite.tasks]
+    ours = {key: [reference.scores[key] for _, reference in references] for key in keys}
+    theirs = {key: [control.scores[key] for control in controls] for key in keys}
+    rows = [
+        {
+            "name": wording.task(task.name),
+            "note": f"{wording.task_type(task.type)}, {task.metric}",
+            "total": False,
+            "cells": _cells(ours[task.name], theirs[task.name]),
+        }
+        for task in suite.tasks
+    ]
+    averages = _cells([reference.average for _, reference in references], [control.average for control in controls])
+    rows.append({"name": "Average", "note": "", "total": True, "cells": averages})
+    heads = [
+        {"name": setting.name, "note": wording.cut(reference, setting.shape), "colour": index % len(pictures.SETTING_COLOURS)}
+        for index, (setting, reference) in enumerate(references)
+    ]
+    heads += [{"name": wording.control(control), "note": "control", "colour": None} for control in controls]
+    return {"heads": heads, "rows": rows}
+
+
+def _cells(ours: list[float], theirs: list[float | None]) -> list[dict[str, Any]]:
+    best = max(value for value in [*ours, *theirs] if value is not None)
+    cells = [{"text": wording.score(value), "best": value == best, "wins": False} for value in ours]
+    return cells + [
+        {"text": wording.score(value), "best": value == best, "wins": value is not None and value > max(ours)} for value in theirs
+    ]
+
+
+def _training(report: Report) -> list[dict[str, str]]:
+    """What each setting was trained at, and how its loss ended."""
+    settings = {setting.name: setting for setting in report.suites[0].settings}
+    return [
+        {
+            "setting": item.setting,
+            "steps": wording.NONE if item.num_steps is None else f"{item.num_steps:,}",
+            "loss": wording.score(item.validation_loss),
+            "dims": wording.sizes(settings[item.setting].mrl_dims),
+            "layers": wording.sizes(settings[item.setting].mll_layers),
+            "ranks": wording.sizes(settings[item.setting].mel_ranks) if settings[item.setting].mel_ranks else "dense table",
+        }
+        for item in report.training
+    ]

@@ -1,0 +1,268 @@
+"""Run models over tasks with mteb and collect what it measures into one long table.
+
+mteb computes every metric. The table takes over the scores and leaves behind what differs from run to run (dates, durations), so
+that equal models give equal files. It also has a row for what could not be scored: a main score that is null means that this
+system cannot do that task, which is not the same as a zero.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import mteb
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from mteb.abstasks.abstask import AbsTask
+from mteb.abstasks.aggregated_task import AbsTaskAggregate
+from sklearn.exceptions import ConvergenceWarning, UndefinedMetricWarning
+from threadpoolctl import threadpool_limits
+
+from mlembed_core.artifacts import canonical_json, write_json
+from mlembed_core.config.evaluate import SubmodelParams
+from mlembed_core.config.grid import Shape, Submodel, resolve_submodel
+from mlembed_core.errors import EvaluationError, MachineError, SubmodelError
+from mlembed_core.evaluate.costs import Costs, CountsParameters, submodel_costs
+from mlembed_core.evaluate.encoder import StateStore, SubmodelEncoder
+from mlembed_core.progress import Reporter
+
+FORMAT_VERSION = 1
+DIGITS = 6  # of the small git-tracked summary; the table has the scores as computed
+DATALOADER_ROWS = 4096  # texts that mteb hands over at a time; our encoder makes its own batches of tokens
+NO_METRICS = ("main_score",)  # a copy of one of the others
+MANY_LANGUAGES = "mul"
+MAX_LANGUAGES = 4  # more languages in one subset are written as `mul`
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """A model to score.
+
+    Attributes:
+        model: by one of mteb's protocols.
+        setting: the row's ``setting``: a setting's name, or that of a control.
+        submodel: None for what is no neural model.
+        can_do: whether this model can be scored on a task at all.
+    """
+
+    model: Any
+    setting: str
+    submodel: Submodel | None = None
+    costs: Costs | None = None
+    can_do: Callable[[AbsTask], bool] = lambda _: True
+
+
+@dataclass(frozen=True)
+class Score:
+    """One row of the table: one number that mteb computed."""
+
+    setting: str
+    suite: str
+    submodel: str | None
+    layers: int | None
+    dim: int | None
+    rank: int | None
+    task: str
+    task_type: str
+    subset: str
+    language: str
+    split: str
+    metric: str
+    score: float | None
+    main: bool
+    bytes_fp32: int | None
+    flops_per_token: int | None
+    bytes_per_vector: int | None
+
+
+_ARROW = {"str": pa.string(), "int": pa.int64(), "float": pa.float64(), "bool": pa.bool_()}
+SCHEMA = pa.schema([(field.name, _ARROW[str(field.type).split(" ", maxsplit=1)[0]]) for field in fields(Score)])
+
+
+def resolve_submodels(cuts: Sequence[SubmodelParams], shape: Shape, *, model: str) -> list[Submodel]:
+    """The submodels that ``evaluation.submodels`` names, for a model of this shape; two names of one submodel count once.
+
+    Args:
+        model: its folder, for messages.
+
+    Raises:
+        SubmodelError: a cut that the model does not have.
+    """
+    submodels = []
+    for index, cut in enumerate(cuts):
+        try:
+            submodels.append(resolve_submodel(shape, layers=cut.layers, dim=cut.dim, rank=cut.rank))
+        except SubmodelError as error:
+            raise SubmodelError(f"evaluation.submodels[{index}] and {model}: {error}; leave this submodel out, or cut less") from None
+    return list(dict.fromkeys(submodels))
+
+
+def submodel_contestants(
+    encoder: CountsParameters, store: StateStore, submodels: Sequence[Submodel], *, setting: str, revision: str, instructions: bool
+) -> list[Contestant]:
+    """One contestant per submodel, all over one store."""
+    return [
+        Contestant(
+            SubmodelEncoder(store, submodel, setting=setting, revision=revision, instructions=instructions),
+            setting,
+            submodel,
+            submodel_costs(encoder, submodel),
+        )
+        for submodel in submodels
+    ]
+
+
+def score_suite(
+    suite: str,
+    tasks: Sequence[AbsTask],
+    contestants: Sequence[Contestant],
+    *,
+    num_threads: int,
+    after_task: Callable[[], None] = lambda: None,
+) -> list[Score]:
+    """Score all contestants on all tasks, task by task.
+
+    Args:
+        num_threads: of torch and of the linear algebra beneath scikit-learn; part of the result.
+        after_task: called when all contestants are through with a task; drop what was kept for it here.
+
+    Returns:
+        Rows in the order of tasks, contestants, splits and subsets as mteb has them, metrics by name.
+
+    Raises:
+        EvaluationError: a model gave vectors that cannot be right.
+        MachineError: a task's dataset cannot be loaded.
+    """
+    torch.set_num_threads(num_threads)
+    rows: list[Score] = []
+    total = len(tasks) * len(contestants)
+    with threadpool_limits(limits=num_threads), Reporter(f"Scoring {suite}", total, "scores") as progress:
+        for task in tasks:
+            _load(task)
+            for contestant in contestants:
+                rows += _score_task(suite, task, contestant)
+                progress.advance(note=task.metadata.name)
+            after_task()
+            if task.data_loaded:
+                task.unload_data()
+    return rows
+
+
+def summary(rows: Sequence[Score], systems: Mapping[str, tuple[str, Submodel | None]]) -> dict[str, dict[str, float]]:
+    """``{name: {"average": …, task: main score}}``, for people and for ``dvc metrics``.
+
+    A system that cannot do some task has no average here: it would be one over easier tasks.
+
+    Args:
+        systems: name → setting and submodel of the rows that it stands for.
+    """
+    found = {}
+    for name, (setting, submodel) in systems.items():
+        main = [row for row in rows if row.main and row.setting == setting and row.submodel == (submodel and submodel.name)]
+        parts: dict[str, list[float]] = {}
+        for row in main:
+            if row.score is not None:
+                parts.setdefault(row.task, []).append(row.score)
+        scores = {task: fmean(values) for task, values in parts.items()}
+        complete = all(row.score is not None for row in main)
+        average = {"average": fmean(scores.values())} if scores and complete else {}
+        found[name] = {key: round(value, DIGITS) for key, value in {**average, **scores}.items()}
+    return found
+
+
+def write_table(path: Path, rows: Sequence[Score], tasks: Sequence[AbsTask], *, facts: dict[str, str]) -> None:
+    """The long table as parquet. Its metadata (key ``mlembed``) names mteb's version, the datasets' revisions and ``facts``."""
+    metadata = {
+        "format_version": FORMAT_VERSION,
+        "mteb": mteb.__version__,
+        "datasets": {task.metadata.name: f"{task.metadata.dataset['path']}@{task.metadata.dataset['revision']}" for task in tasks},
+        **facts,
+    }
+    schema = SCHEMA.with_metadata({"mlembed": canonical_json(metadata)})
+    pq.write_table(pa.Table.from_pylist([asdict(row) for row in rows], schema=schema), path, compression="zstd")
+
+
+def write_summary(path: Path, found: dict[str, dict[str, float]]) -> None:
+    """The summary as JSON, for ``dvc metrics`` and git."""
+    write_json(path, found)
+
+
+def _load(task: AbsTask) -> None:
+    """Load a task's data once for all contestants. An aggregate has none of its own: mteb loads its parts."""
+    if isinstance(task, AbsTaskAggregate):
+        return
+    try:
+        task.load_data()
+    except Exception as error:  # datasets and huggingface_hub raise a dozen kinds, not all of them theirs
+        path, revision = task.metadata.dataset["path"], task.metadata.dataset["revision"]
+        raise MachineError(
+            f"task {task.metadata.name}: the dataset {path} at {revision} cannot be loaded ({type(error).__name__}: {error}). "
+            f"With network access, `hf download --repo-type dataset {path} --revision {revision}` fetches it; then run this again. "
+            "Suites of type local need no download."
+        ) from error
+
+
+def _score_task(suite: str, task: AbsTask, contestant: Contestant) -> list[Score]:
+    if not contestant.can_do(task):
+        return [_row(suite, task, contestant, "default", "test", task.metadata.languages, task.metadata.main_score, None)]
+    with warnings.catch_warnings():
+        # A label that is never predicted has no precision, which mteb counts as 0; a fit of at most 100 steps is mteb's choice; and
+        # so is the copy of a tensor.
+        warnings.simplefilter("ignore", UndefinedMetricWarning)
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        warnings.filterwarnings("ignore", message="To copy construct from a tensor")
+        result = mteb.evaluate(
+            contestant.model,
+            task,
+            cache=None,
+            co2_tracker=False,
+            show_progress_bar=False,
+            encode_kwargs={"batch_size": DATALOADER_ROWS, "show_progress_bar": False},
+        )
+    rows = []
+    for task_result in result.task_results:
+        for split, subsets in task_result.scores.items():
+            for scores in subsets:
+                languages = [code.split("-")[0] for code in scores["languages"]]
+                for metric in sorted(key for key, value in scores.items() if key not in NO_METRICS and isinstance(value, int | float)):
+                    rows.append(_row(suite, task, contestant, scores["hf_subset"], split, languages, metric, scores[metric]))
+    return rows
+
+
+def _row(
+    suite: str, task: AbsTask, contestant: Contestant, subset: str, split: str, languages: Sequence[str], metric: str, score: float | None
+) -> Score:
+    submodel, costs = contestant.submodel, contestant.costs
+    main = metric == task.metadata.main_score
+    if score is not None and not math.isfinite(score):
+        if main:
+            raise EvaluationError(
+                f"{contestant.setting} {submodel.name if submodel else ''}: the main score {metric} of task {task.metadata.name} is "
+                f"{score}; nothing was recorded"
+            )
+        score = None  # some metrics are not defined everywhere: nAUC of a perfect ranking
+    return Score(
+        setting=contestant.setting,
+        suite=suite,
+        submodel=submodel.name if submodel else None,
+        layers=submodel.layers if submodel else None,
+        dim=submodel.dim if submodel else None,
+        rank=submodel.rank if submodel else None,
+        task=task.metadata.name,
+        task_type=task.metadata.type,
+        subset=subset,
+        language="+".join(languages) if len(languages) <= MAX_LANGUAGES else MANY_LANGUAGES,
+        split=split,
+        metric=metric,
+        score=None if score is None else float(score),
+        main=main,
+        bytes_fp32=costs.bytes_fp32 if costs else None,
+        flops_per_token=costs.flops_per_token if costs else None,
+        bytes_per_vector=costs.bytes_per_vector if costs else None,
+    )

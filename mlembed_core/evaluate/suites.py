@@ -1,0 +1,58 @@
+"""A suite of the parameters as a list of mteb tasks."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+
+import mteb
+from mteb.abstasks.abstask import AbsTask
+
+from mlembed_core.artifacts import MANIFEST, read_manifest
+from mlembed_core.config.evaluate import BenchmarkSuite, LocalSuite
+from mlembed_core.errors import ConfigError, DataError
+from mlembed_core.evaluate.tasks import local_task
+
+NUM_SUGGESTIONS = 3
+
+
+def suite_tasks(name: str, suite: LocalSuite | BenchmarkSuite, *, sources: Path) -> list[AbsTask]:
+    """The tasks of a suite, in its order; those of a local suite with their data read and checked.
+
+    Args:
+        name: the suite's key in the parameters, for messages.
+        sources: the folder with one folder per source.
+
+    Raises:
+        ConfigError: mteb has no such benchmark.
+        DataError, ArtifactError: a local task cannot be made from its source.
+    """
+    if isinstance(suite, BenchmarkSuite):
+        return _benchmark_tasks(name, suite.benchmark)
+    tasks = []
+    for key, params in suite.tasks.items():
+        try:
+            tasks.append(local_task(key, params, sources))
+        except DataError as error:
+            raise DataError(f"suites.{name}.tasks.{key}: {error}") from None
+    return tasks
+
+
+def _benchmark_tasks(name: str, benchmark: str) -> list[AbsTask]:
+    known = {found.name: found for found in mteb.get_benchmarks()}
+    if benchmark not in known:
+        # Case and spacing are what people get wrong in names like "MTEB(eng, v2)".
+        plain = {key.casefold(): key for key in known}
+        close = [plain[key] for key in difflib.get_close_matches(benchmark.casefold(), plain, n=NUM_SUGGESTIONS, cutoff=0.4)]
+        hint = f"; near it are: {', '.join(repr(key) for key in close)}" if close else ""
+        raise ConfigError(
+            f"suites.{name}.benchmark={benchmark!r}: mteb {mteb.__version__} has no benchmark of that name{hint}. "
+            "`python -c 'import mteb; print(*[b.name for b in mteb.get_benchmarks()], sep=chr(10))'` lists all "
+            f"{len(known)}."
+        )
+    return list(known[benchmark].tasks)
+
+
+def uses_instructions(sources: Path) -> bool:
+    """Whether models of this workspace are trained with instructions before their queries: whether any source has one."""
+    return any(read_manifest(path.parent)["params"].get("instruction") for path in sorted(sources.glob(f"*/{MANIFEST}")))

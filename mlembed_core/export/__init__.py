@@ -1,1 +1,0 @@
-"""Checkpoints in the forms that other libraries load."""

@@ -1,0 +1,148 @@
+"""From a reference to an encoder: a checkpoint folder, or ``models:/NAME@alias`` and ``models:/NAME/VERSION`` of the registry.
+
+A registered version is downloaded once, checked against its manifest and kept; its folder is named by version and weights, so that an
+alias that moves is followed and a version that was made anew is not mistaken for the old one.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mlembed_core.artifacts import Workspace, hash_of, verify_files
+from mlembed_core.errors import ArtifactError, RegistryError
+from mlembed_core.registry.client import WEIGHTS_HASH_TAG, Registry, open_registry
+
+if TYPE_CHECKING:
+    from mlembed_core.model.encoder import Encoder
+
+SCHEME = "models:/"
+REFERENCE = re.compile(r"models:/(?P<name>[^/@]+)(?:@(?P<alias>[^/@]+)|/(?P<version>[0-9]+))")
+
+
+def load(ref: str | Path, *, layers: int | None = None, dim: int | None = None, rank: int | None = None) -> Encoder:
+    """Open a model at a submodel.
+
+    Args:
+        ref: a checkpoint folder (``models/3d``), ``models:/NAME@alias`` or ``models:/NAME/VERSION``.
+        layers, dim, rank: the submodel; None leaves that axis whole.
+
+    Raises:
+        ArtifactError: no checkpoint in the folder, or a damaged one.
+        RegistryError: no such model, alias or version, or no MLflow to ask.
+        SubmodelError: a cut larger than the model.
+    """
+    folder = resolve(ref)
+    # Torch is loaded only once it is clear that there is something to open.
+    from mlembed_core.model.encoder import Encoder
+
+    return Encoder.from_folder(folder, layers=layers, dim=dim, rank=rank)
+
+
+def resolve(ref: str | Path) -> Path:
+    """The folder that ``ref`` means; downloads a registered version where it is not there yet.
+
+    Raises:
+        ArtifactError, RegistryError: see :func:`load`.
+    """
+    if isinstance(ref, str) and ref.startswith("models:"):
+        return _registered_folder(ref)
+    folder = Path(ref)
+    if not folder.is_dir():
+        raise ArtifactError(
+            f"there is no model at {folder}{_others()}. Give a checkpoint folder or a registered version ({SCHEME}NAME@alias)."
+        )
+    return folder
+
+
+def cache_folder() -> Path:
+    """Where downloads and vectors are kept: ``.work/`` of the workspace, outside of one the user's cache folder."""
+    workspace = _workspace()
+    if workspace is not None:
+        return workspace.work
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mlembed"
+
+
+def _workspace() -> Workspace | None:
+    try:
+        return Workspace.find()
+    except ArtifactError:
+        return None
+
+
+def _others() -> str:
+    """``; there are models/3d, …`` for a message, or what makes them."""
+    workspace = _workspace()
+    if workspace is None:
+        return " (and this folder lies in no clone of the project)"
+    there = sorted(path.parent for path in workspace.models.glob("*/config.json"))
+    if not there:
+        return f" ({workspace.models} is empty: `dvc repro` trains, `dvc pull` fetches)"
+    return f" (there are: {', '.join(os.path.relpath(path) for path in there)})"
+
+
+def _registered_folder(ref: str) -> Path:
+    match = REFERENCE.fullmatch(ref)
+    if match is None:
+        raise RegistryError(f"{ref!r} is no reference to a registered model; write {SCHEME}NAME@alias or {SCHEME}NAME/VERSION")
+    with open_registry(_workspace()) as registry:
+        version = _find_version(registry, match["name"], alias=match["alias"], number=match["version"])
+        identity = version.tags.get(WEIGHTS_HASH_TAG) or hash_of([version.source, version.creation_timestamp])
+        folder = cache_folder() / "registry" / f"{version.name}-v{version.version}-{identity[:12]}"
+        if not folder.is_dir():
+            _download(registry, version, folder)
+    return folder
+
+
+def _find_version(registry: Registry, name: str, *, alias: str | None, number: str | None) -> Any:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        model = registry.client.get_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        names = ", ".join(sorted(model.name for model in registry.client.search_registered_models())) or "none"
+        raise RegistryError(
+            f"no model {name!r} is registered at {registry.place} (there are: {names}). `mlembed register SETTING` registers one."
+        ) from None
+    versions = {str(version.version): version for version in registry.client.search_model_versions(f"name='{name}'")}
+    if alias is not None:
+        number = model.aliases.get(alias)
+    if number is None or str(number) not in versions:
+        wanted = f"alias {alias!r}" if alias is not None else f"version {number}"
+        aliases = ", ".join(f"{known} → {version}" for known, version in sorted(model.aliases.items())) or "none"
+        raise RegistryError(
+            f"model {name!r} at {registry.place} has no {wanted} (aliases: {aliases}; versions: {', '.join(versions) or 'none'}). "
+            "`mlembed register SETTING` gives candidate-SETTING."
+        )
+    return versions[str(number)]
+
+
+def _download(registry: Registry, version: Any, folder: Path) -> None:
+    """Fetch a version's checkpoint into ``folder``: whole and unchanged, or not at all."""
+    from mlflow.artifacts import download_artifacts
+    from mlflow.exceptions import MlflowException
+
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=".download-", dir=folder.parent))
+    try:
+        got = Path(
+            download_artifacts(artifact_uri=version.source, dst_path=str(scratch), tracking_uri=registry.uri, registry_uri=registry.uri)
+        )
+        verify_files(got)
+        got.replace(folder)
+    except (MlflowException, OSError, ArtifactError) as error:
+        if folder.is_dir():  # another process fetched it meanwhile
+            return
+        raise RegistryError(
+            f"{version.name} version {version.version} cannot be fetched from {registry.place} ({version.source}): {error}\n"
+            "Its artifacts are gone or damaged (was mlartifacts/ moved or emptied?). Where the setting's model folder is, "
+            "`mlembed register SETTING` uploads what is gone; or take another version."
+        ) from error
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)

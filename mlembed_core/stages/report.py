@@ -1,0 +1,87 @@
+"""Stage ``report``: all scores compared, as ``report.json``, pictures and one self-contained page."""
+
+from __future__ import annotations
+
+from mlembed_core.artifacts import Workspace, manifest_hash, sha256_file, write_json, write_manifest, writing
+from mlembed_core.config.base import Name, Section
+from mlembed_core.config.evaluate import EvaluationParams, Suites
+from mlembed_core.config.load import load
+from mlembed_core.config.model import Settings
+from mlembed_core.evaluate.report import page, pictures
+from mlembed_core.evaluate.report.read import read_loss_curve, read_model_facts, read_scores, read_validation_curve
+from mlembed_core.evaluate.report.summarise import Report, SuiteSummary, summarise_suite, summarise_training
+from mlembed_core.progress import track
+
+REPORT_FILE = "report.json"
+
+
+class Config(Section):
+    """What this stage reads of the parameters."""
+
+    evaluation: EvaluationParams
+    name: Name
+    settings: Settings
+    suites: Suites
+
+
+def run(workspace: Workspace) -> None:
+    """Compare every setting on every suite and write ``reports/``.
+
+    Raises:
+        ArtifactError: a score table, model or curve is missing or damaged, or tables do not fit together.
+    """
+    config = load(workspace.params_file, Config)
+    models = {f"models/{setting}": workspace.models / setting for setting in config.settings}
+    hashes = {name: manifest_hash(folder) for name, folder in models.items()}
+    curves = {
+        setting: (
+            read_loss_curve(workspace.models / setting / "loss_curve.csv"),
+            read_validation_curve(workspace.models / setting / "validation_curve.csv"),
+        )
+        for setting in config.settings
+    }
+    report = Report(
+        name=config.name, suites=[_suite(workspace, config, suite) for suite in config.suites], training=summarise_training(curves)
+    )
+    tables = [f"{setting}/{suite}.parquet" for suite in config.suites for setting in (*config.settings, "controls")]
+    scores = {f"scores/{table}": sha256_file(workspace.scores / table) for table in tables}
+
+    with writing(workspace, workspace.reports) as draft:
+        write_json(draft / REPORT_FILE, report.to_json())
+        files = {
+            "frontier.png": pictures.frontier(report.suites),
+            "retention.png": pictures.retention(report.suites),
+            "loss.png": pictures.losses(curves),
+        }
+        for name, picture in track(files.items(), description="Pictures", total=len(files), unit="files"):
+            (draft / name).write_bytes(pictures.png(picture))
+        (draft / "index.html").write_text(page.render(report, curves, hashes | scores), encoding="utf-8")
+        write_manifest(
+            draft,
+            stage="report",
+            params=config.model_dump(mode="json"),
+            inputs=models,
+            counts={
+                "settings": len(config.settings),
+                "suites": len(report.suites),
+                "submodels": len(report.suites[0].submodels),
+                "tasks": sum(len(suite.tasks) for suite in report.suites),
+            },
+            details={"scores": scores},
+        )
+
+
+def _suite(workspace: Workspace, config: Config, suite: str) -> SuiteSummary:
+    origin = {setting: workspace.scores / setting / f"{suite}.parquet" for setting in (*config.settings, "controls")}
+    return summarise_suite(
+        suite,
+        config.suites,
+        config.evaluation,
+        models={setting: read_model_facts(workspace.models / setting) for setting in config.settings},
+        scores={
+            setting: read_scores(origin[setting], suite=suite, setting=setting, made_by=f"mlembed evaluate {setting} {suite}")
+            for setting in config.settings
+        },
+        controls=read_scores(origin["controls"], suite=suite, made_by=f"mlembed control {suite}"),
+        origin=origin,
+    )

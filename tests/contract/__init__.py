@@ -1,0 +1,1 @@
+"""Contracts: the graph, the imports and the documents tell the truth."""

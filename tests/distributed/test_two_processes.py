@@ -1,0 +1,61 @@
+"""Two processes compute the loss and the gradient of one process on the joined batch (gloo, through the project's own launcher)."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+from tests.distributed.worker import STEPS, write_cache
+
+from mlembed_core.artifacts import Workspace
+from mlembed_core.errors import ConfigError, MachineError
+from mlembed_core.train.launch import LAUNCHER, launch
+
+ROOT = Path(__file__).resolve().parents[2]
+# The stock RMSNorm and rotary embedding compute in float32 whatever the weights are; without a gradient through the gather it is 0.65.
+TOLERANCE = 1e-6
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    base = tmp_path_factory.mktemp("two")
+    (base / "cache").mkdir()
+    write_cache(base / "cache")
+    with pytest.MonkeyPatch.context() as patch:
+        for profile in ("cpu", "cpu_2proc"):
+            patch.setenv(LAUNCHER, profile)
+            launch(Workspace(ROOT), str(base), module="tests.distributed.worker")
+    return base
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 16])
+@pytest.mark.parametrize("step", STEPS)
+def test_loss_and_every_gradient_are_equal(results, batch_size, step):
+    losses = [float((results / f"loss-{processes}-{batch_size}-{step}").read_text()) for processes in (1, 2)]
+    assert losses[0] == pytest.approx(losses[1], rel=TOLERANCE)
+    one, two = (load_file(results / f"gradients-{processes}-{batch_size}-{step}.safetensors") for processes in (1, 2))
+    assert one.keys() == two.keys()
+    for name, gradient in one.items():
+        scale = max(gradient.norm().item(), 1e-12)
+        assert ((gradient - two[name]).norm() / scale).item() < TOLERANCE, name
+
+
+def test_another_number_of_processes_than_asked_for_is_an_error(monkeypatch, capfd, tmp_path):
+    """A profile that would silently start one process where two were meant."""
+    (tmp_path / "configs" / "accelerate").mkdir(parents=True)
+    (tmp_path / "configs" / "params.yaml").write_text("")
+    shutil.copytree(ROOT / "tests" / "distributed", tmp_path / "tests" / "distributed")
+    profile = (ROOT / "configs" / "accelerate" / "cpu.yaml").read_text().replace("num_processes: 1", "num_processes: 2")
+    (tmp_path / "configs" / "accelerate" / "silent.yaml").write_text(profile)
+    (tmp_path / "cache").mkdir()
+    write_cache(tmp_path / "cache")
+    monkeypatch.setenv(LAUNCHER, "silent")
+    with pytest.raises(MachineError, match="ended with status"):
+        launch(Workspace(tmp_path), str(tmp_path), module="tests.distributed.worker")
+    assert "asks for 2 processes, but 1 started" in capfd.readouterr().err
+
+
+def test_an_unknown_profile_is_named(monkeypatch):
+    monkeypatch.setenv(LAUNCHER, "cluster")
+    with pytest.raises(ConfigError, match=r"MLEMBED_LAUNCHER=cluster.*cpu_2proc"):
+        launch(Workspace(ROOT), "3d")

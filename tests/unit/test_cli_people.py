@@ -1,0 +1,184 @@
+"""The commands for people, called as the console script calls them, on a real tiny model and a real MLflow database."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from mlembed_core.artifacts import Workspace, write_json, write_manifest
+from mlembed_core.cli import main
+
+REPOSITORY = Path(__file__).parents[2]
+TEXTS = ["a red house", "the blue sea", "la maison rouge", "das Haus am See"]
+
+
+@dataclass
+class Result:
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def mlembed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Result]:
+    def call(*arguments: str) -> Result:
+        monkeypatch.setattr(sys, "argv", ["mlembed", *arguments])
+        with pytest.raises(SystemExit) as leave:
+            main()
+        captured = capsys.readouterr()
+        return Result(int(leave.value.code or 0), captured.out, captured.err)
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint with random weights: 2 layers, dim 16, rank 8, tokens are bytes."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+    from mlembed_core.config.model import RandomBackbone
+    from mlembed_core.model.checkpoint import write_checkpoint
+    from mlembed_core.model.network import Network
+    from mlembed_core.model.resolve import random_backbone
+
+    root = tmp_path_factory.mktemp("tiny")
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE({token: index for index, token in enumerate([*alphabet, "<eos>"])}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.post_processor = processors.TemplateProcessing(single="$A <eos>", special_tokens=[("<eos>", len(alphabet))])
+    (root / "tokenizer").mkdir()
+    tokenizer.save(str(root / "tokenizer" / "tokenizer.json"))
+    write_json(root / "tokenizer" / "tokenizer_config.json", {"model_max_length": 32})
+    write_manifest(root / "tokenizer", stage="tokenizer", params={})
+    shape = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 8}
+    backbone = random_backbone(
+        RandomBackbone(type="random", config={"model_type": "qwen3", **shape}), vocab_size=len(alphabet) + 1, seed=1
+    )
+    out = root / "3d"
+    out.mkdir()
+    axes = {"mrl_dims": [8, 16], "mll_layers": [1, 2], "mel_ranks": [4, 8]}
+    write_checkpoint(out, Network(backbone, rank=8), tokenizer_folder=root / "tokenizer", details={"setting": "3d", **axes})
+    write_manifest(out, stage="train@3d", params={"seed": 1}, inputs={"tokenizer": root / "tokenizer"})
+    return out
+
+
+@pytest.fixture
+def workspace(tmp_path: Path, tiny_model: Path, mlflow_database: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
+    root = tmp_path / "clone"
+    (root / "configs").mkdir(parents=True)
+    shutil.copyfile(REPOSITORY / "configs" / "params.yaml", root / "configs" / "params.yaml")
+    shutil.copytree(tiny_model, root / "models" / "3d")
+    shutil.copyfile(mlflow_database, root / "mlflow.db")
+    (root / "texts.txt").write_text("\n".join(TEXTS) + "\n")
+    monkeypatch.chdir(root)
+    return Workspace(root)
+
+
+def test_encode_writes_one_unit_vector_per_text(workspace: Workspace, mlembed: Callable[..., Result]) -> None:
+    result = mlembed("encode", "texts.txt", "v.npy", "--model", "models/3d", "--layers", "1", "--dim", "8", "--rank", "4")
+    assert result.code == 0
+    assert "shape (4, 8), l1-d8-r4" in result.out
+    assert "texts/s" in result.out
+    vectors = np.load("v.npy", allow_pickle=False)
+    assert vectors.shape == (4, 8)
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, rtol=1e-5)
+
+
+def test_encode_equals_the_python_face(workspace: Workspace, mlembed: Callable[..., Result]) -> None:
+    import mlembed_core
+
+    (workspace.root / "t.jsonl").write_text("".join(json.dumps({"body": text}) + "\n" for text in TEXTS))
+    result = mlembed("encode", "t.jsonl", "v.parquet", "--model", "models/3d", "--column", "body", "--json")
+    summary = json.loads(result.out)
+    assert (summary["texts"], summary["dim"], summary["submodel"]) == (4, 16, "l2-d16-r8")
+    table = pq.read_table("v.parquet")
+    assert table["text"].to_pylist() == TEXTS
+    expected = mlembed_core.load("models/3d").encode_documents(TEXTS)
+    np.testing.assert_allclose(np.array(table["vector"].to_pylist()), expected, atol=1e-6)
+
+
+def test_queries_take_the_instruction(workspace: Workspace, mlembed: Callable[..., Result]) -> None:
+    assert mlembed("encode", "texts.txt", "d.npy", "--model", "models/3d").code == 0
+    assert mlembed("encode", "texts.txt", "q.npy", "--model", "models/3d", "--queries", "--instruction", "find").code == 0
+    assert not np.allclose(np.load("d.npy"), np.load("q.npy"))
+    assert "add --queries" in mlembed("encode", "texts.txt", "q.npy", "--model", "models/3d", "--instruction", "find").err
+
+
+def test_search_finds_a_text_by_itself(workspace: Workspace, mlembed: Callable[..., Result]) -> None:
+    cut = ["--layers", "2", "--dim", "8", "--rank", "8"]
+    result = mlembed("search", "la maison rouge", "--model", "models/3d", *cut, "--file", "texts.txt", "--top", "2", "--json")
+    assert result.code == 0
+    found = json.loads(result.out)
+    assert (found["submodel"], found["texts"], len(found["hits"])) == ("l2-d8-r8", 4, 2)
+    assert found["hits"][0] == {"rank": 1, "score": pytest.approx(1, abs=1e-5), "text": "la maison rouge", "place": "texts.txt:3"}
+    (kept,) = (workspace.work / "search").glob("*.npy")
+    written = kept.read_bytes()
+    again = mlembed("search", "la maison rouge", "--model", "models/3d", *cut, "--file", "texts.txt", "--top", "2", "--json")
+    assert json.loads(again.out) == found
+    assert kept.read_bytes() == written
+
+
+def test_search_goes_over_the_sources_by_default(workspace: Workspace, mlembed: Callable[..., Result]) -> None:
+    (workspace.sources / "own").mkdir(parents=True)
+    rows = {"query": TEXTS, "passage": TEXTS, "lang": ["eng", "eng", "fra", "deu"], "split": ["train", "dev", "test", "train"]}
+    pq.write_table(pa.table(rows), workspace.sources / "own" / "rows.parquet")
+    result = mlembed("search", "das Haus am See", "--model", "models/3d")
+    assert result.code == 0
+    assert len(result.out.splitlines()) == 3
+    assert result.out.splitlines()[0] == "  1  +1.000  das Haus am See  [own (deu)]"
+
+
+def test_register_then_search_by_alias(workspace: Workspace, mlembed: Callable[..., Result]) -> None:
+    first = mlembed("register", "3d")
+    assert first.code == 0
+    assert "registered mlembed_embedded version 1 (candidate-3d)" in first.out
+    second = mlembed("register", "3d", "--json")
+    assert [item["created"] for item in json.loads(second.out)] == [False]
+    result = mlembed("search", "sea", "--model", "models:/mlembed_embedded@candidate-3d", "--file", "texts.txt")
+    assert result.code == 0
+    assert len(result.out.splitlines()) == 4
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["search", "x", "--model", "models/4d", "--file", "texts.txt"], 5, "there are: models/3d"),
+        (["search", "x", "--model", "models/3d", "--file", "texts.txt", "--dim", "17"], 7, "dim=17 is out of range: this model has dim 1 … 16"),
+        (["search", "x", "--model", "models/3d"], 5, "dvc repro source"),
+        (["search", " ", "--model", "models/3d"], 2, "the query is empty"),
+        (["search", "x", "--model", "models:/mlembed_embedded@champion", "--file", "texts.txt"], 9, "no model 'mlembed_embedded'"),
+        (["encode", "nothing.txt", "v.npy", "--model", "models/3d"], 4, "nothing.txt cannot be read"),
+        (["encode", "texts.txt", "v.csv", "--model", "models/3d"], 4, "written as .npy or .parquet"),
+        (["encode", "texts.txt", "v.npy", "--model", "models/3d", "--layers", "3"], 7, "layers=3 is out of range"),
+        (["register"], 2, "name one setting, or give --all"),
+        (["register", "3d", "--all"], 2, "name one setting, or give --all"),
+        (["register", "4d"], 3, "settings has no '4d'; did you mean '3d'"),
+        (["register", "baseline"], 5, "dvc repro train@baseline"),
+    ],
+)
+def test_mistakes_are_explained(workspace: Workspace, mlembed: Callable[..., Result], arguments: list[str], code: int, message: str) -> None:
+    result = mlembed(*arguments)
+    assert message in " ".join(result.err.replace("│", " ").split())
+    assert result.code == code
+    assert "Traceback" not in result.err
+
+
+def test_doctor_speaks_to_people_and_machines(workspace: Workspace, mlembed: Callable[..., Result]) -> None:
+    shutil.copyfile(REPOSITORY / "constraints.txt", workspace.root / "constraints.txt")
+    findings = {finding["name"]: finding for finding in json.loads(mlembed("doctor", "--json").out)}
+    assert findings["params"]["status"] == "ok"
+    assert findings["mlflow"]["status"] == "ok"
+    (workspace.params_file).write_text("name: Not-allowed\n")
+    result = mlembed("doctor")
+    assert result.code == 6
+    assert "fail  params:" in result.out
+    assert "checks failed" in result.err
