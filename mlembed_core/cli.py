@@ -237,11 +237,9 @@ def _print_json(value: object) -> None:
 def main() -> NoReturn:
     """Entry point of the console script."""
     try:
-        app(standalone_mode=False)
+        status = app(standalone_mode=False)
     except MlembedError as error:
         _fail(str(error), error.exit_code)
-    except typer.Exit as leave:
-        sys.exit(leave.exit_code)
     except typer.Abort:
         _fail("interrupted", 130)
     except KeyboardInterrupt:
@@ -252,7 +250,8 @@ def main() -> NoReturn:
             error.show()
             sys.exit(error.exit_code)
         raise
-    sys.exit(0)
+    # With standalone_mode off, typer returns the code of an Exit instead of leaving with it.
+    sys.exit(status if isinstance(status, int) else 0)
 
 
 def _fail(message: str, code: int) -> NoReturn:

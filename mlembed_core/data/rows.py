@@ -101,7 +101,8 @@ def clean(table: pa.Table) -> Cleaned:
 
 
 def _blank(column: Any) -> Any:
-    return pc.or_(pc.is_null(column), pc.equal(pc.utf8_length(pc.utf8_trim_whitespace(pc.fill_null(column, ""))), 0))
+    """True where a text is missing or only white space."""
+    return pc.fill_null(pc.or_(pc.equal(column, ""), pc.utf8_is_space(column)), True)
 
 
 def row_keys(queries: Iterable[str], passages: Iterable[str]) -> np.ndarray:
@@ -149,7 +150,8 @@ class RowWriter:
     """Writes ``rows.parquet`` piece by piece, in row groups of one size whatever the pieces' sizes: equal rows give equal bytes."""
 
     def __init__(self, folder: Path, num_negatives: int) -> None:
-        self._writer = pq.ParquetWriter(folder / ROWS_FILE, schema(num_negatives), compression="zstd")
+        self._schema = schema(num_negatives)
+        self._writer = pq.ParquetWriter(folder / ROWS_FILE, self._schema, compression="zstd")
         self._waiting: list[pa.Table] = []
         self._num_waiting = 0
         self.num_rows = dict.fromkeys((*SPLITS, None), 0)
@@ -159,10 +161,11 @@ class RowWriter:
         return self
 
     def write(self, table: pa.Table) -> None:
+        """Add clean rows: the columns of :func:`schema`, in that order."""
         for split in pc.value_counts(table["split"]).to_pylist():
             self.num_rows[split["values"]] += split["counts"]
         self.languages |= {lang for lang in pc.unique(table["lang"]).to_pylist() if lang is not None}
-        self._waiting.append(table)
+        self._waiting.append(pa.table(table.columns, schema=self._schema))
         self._num_waiting += table.num_rows
         while self._num_waiting >= ROW_GROUP:
             self._flush(ROW_GROUP)
@@ -173,8 +176,8 @@ class RowWriter:
         rest = joined.slice(num_rows)
         self._waiting, self._num_waiting = ([rest], rest.num_rows) if rest.num_rows else ([], 0)
 
-    def __exit__(self, *_: object) -> None:
-        if self._num_waiting:
+    def __exit__(self, kind: object, *_: object) -> None:
+        if self._num_waiting and kind is None:
             self._flush(self._num_waiting)
         self._writer.close()
 

@@ -331,4 +331,5 @@ class CacheWriter:
         )
 
     def _append(self, name: str, values: ArrayLike) -> None:
-        np.asarray(values).astype(FILES[name]).tofile(self._files[name])
+        # Not by tofile, which reports a full disk without the errno that tells it from other failures.
+        self._files[name].write(np.asarray(values).astype(FILES[name]).tobytes())

@@ -40,13 +40,14 @@ def read_batches(path: Path, columns: Sequence[str], *, distinct_texts: Sequence
     Raises:
         ArtifactError: the file is missing or damaged, or lacks a column; the message names it.
     """
-    with _opened(path, read_dictionary=list(distinct_texts)) as file:
+    with _opened(path) as file:
         missing = sorted(set(columns) - set(file.schema_arrow.names))
         if missing:
             raise ArtifactError(
                 f"{path} lacks the columns {', '.join(missing)} (it has {', '.join(file.schema_arrow.names)}). "
                 "Delete its folder and run `dvc repro`, which makes it again."
             )
+    with _opened(path, read_dictionary=list(distinct_texts)) as file:
         yield from file.iter_batches(batch_size=BATCH_ROWS, columns=list(columns))
 
 

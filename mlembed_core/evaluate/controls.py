@@ -19,7 +19,6 @@ from mteb.abstasks import AbsTaskRetrieval
 from mteb.abstasks.abstask import AbsTask
 from mteb.abstasks.task_metadata import TaskMetadata
 from mteb.models.abs_encoder import AbsEncoder
-from mteb.types import PromptType
 from numpy.typing import NDArray
 from sklearn.feature_extraction.text import HashingVectorizer, TfidfTransformer
 from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers
@@ -116,7 +115,6 @@ class TfidfEncoder(AbsEncoder):  # type: ignore[misc]
         task_metadata: TaskMetadata,
         hf_split: str,
         hf_subset: str,
-        prompt_type: PromptType | None = None,
         **_: Any,
     ) -> SparseVectors | NDArray[np.float32]:
         """Sparse unit vectors; for classification the same vectors in a dense basis (:meth:`_rotate`).

@@ -144,7 +144,7 @@ class SubmodelEncoder(AbsEncoder):  # type: ignore[misc]  # mteb is not type-che
 
 
 def model_meta(name: str, revision: str, **facts: Any) -> ModelMeta:
-    """mteb's description of a model that exists only here."""
+    """The description by mteb of a model that exists only here."""
     return ModelMeta.create_empty(overwrites={"name": name, "revision": revision, **facts})
 
 

@@ -72,7 +72,9 @@ def load_folder(folder: Path) -> nn.Module:
 def _load(name: str, **options: Any) -> nn.Module:
     from safetensors import SafetensorError
     from transformers import AutoModel
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()  # a bar per checkpoint says nothing that the stage does not
     try:
         model = AutoModel.from_pretrained(name, dtype=torch.float32, use_safetensors=True, trust_remote_code=False, **options)
     except SafetensorError as error:

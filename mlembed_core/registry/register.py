@@ -186,7 +186,9 @@ class TrainedModel:
     @cached_property
     def facts(self) -> dict[str, Any]:
         """``mlembed.json``: shape and trained axes."""
-        facts: dict[str, Any] = read_json(self.folder / "mlembed.json")
+        from mlembed_core.model.checkpoint import CHECKPOINT_FACTS
+
+        facts: dict[str, Any] = read_json(self.folder / CHECKPOINT_FACTS)
         return facts
 
     @property

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from mlembed_core.artifacts import Workspace, manifest_hash, sha256_file, write_json, write_manifest, writing
 from mlembed_core.config.base import Name, Section
 from mlembed_core.config.evaluate import EvaluationParams, Suites
 from mlembed_core.config.load import load
 from mlembed_core.config.model import Settings
 from mlembed_core.evaluate.report import page, pictures
-from mlembed_core.evaluate.report.read import read_loss_curve, read_model_facts, read_scores, read_validation_curve
+from mlembed_core.evaluate.report.read import Curve, read_loss_curve, read_model_facts, read_scores, read_validation_curve
 from mlembed_core.evaluate.report.summarise import Report, SuiteSummary, summarise_suite, summarise_training
 from mlembed_core.progress import track
 
@@ -31,18 +33,10 @@ def run(workspace: Workspace) -> None:
         ArtifactError: a score table, model or curve is missing or damaged, or tables do not fit together.
     """
     config = load(workspace.params_file, Config)
+    curves = read_curves(workspace, config)
+    report = compare(workspace, config, curves)
     models = {f"models/{setting}": workspace.models / setting for setting in config.settings}
     hashes = {name: manifest_hash(folder) for name, folder in models.items()}
-    curves = {
-        setting: (
-            read_loss_curve(workspace.models / setting / "loss_curve.csv"),
-            read_validation_curve(workspace.models / setting / "validation_curve.csv"),
-        )
-        for setting in config.settings
-    }
-    report = Report(
-        name=config.name, suites=[_suite(workspace, config, suite) for suite in config.suites], training=summarise_training(curves)
-    )
     tables = [f"{setting}/{suite}.parquet" for suite in config.suites for setting in (*config.settings, "controls")]
     scores = {f"scores/{table}": sha256_file(workspace.scores / table) for table in tables}
 
@@ -69,6 +63,23 @@ def run(workspace: Workspace) -> None:
             },
             details={"scores": scores},
         )
+
+
+def read_curves(workspace: Workspace, config: Config) -> dict[str, tuple[Curve, Curve]]:
+    """(training, validation) loss per setting."""
+    return {
+        setting: (
+            read_loss_curve(workspace.models / setting / "loss_curve.csv"),
+            read_validation_curve(workspace.models / setting / "validation_curve.csv"),
+        )
+        for setting in config.settings
+    }
+
+
+def compare(workspace: Workspace, config: Config, curves: Mapping[str, tuple[Curve, Curve]]) -> Report:
+    """All numbers of the report."""
+    suites = [_suite(workspace, config, suite) for suite in config.suites]
+    return Report(name=config.name, suites=suites, training=summarise_training(curves))
 
 
 def _suite(workspace: Workspace, config: Config, suite: str) -> SuiteSummary:

@@ -13,11 +13,17 @@ import sys
 from pathlib import Path
 
 from mlembed_core.artifacts import Workspace
-from mlembed_core.config.load import read_yaml
+from mlembed_core.config.base import Section
+from mlembed_core.config.load import load, read_yaml
+from mlembed_core.config.train import TrainParams
 from mlembed_core.errors import ConfigError, MachineError
 
 LAUNCHER = "MLEMBED_LAUNCHER"
 EXPECTED_WORLD_SIZE = "MLEMBED_EXPECTED_WORLD_SIZE"  # what the launched processes hold their number against
+
+
+class _Threads(Section):
+    train: TrainParams
 
 
 def launch(workspace: Workspace, setting: str, *, module: str = "mlembed_core.stages.train") -> None:
@@ -33,13 +39,18 @@ def launch(workspace: Workspace, setting: str, *, module: str = "mlembed_core.st
     profile = _profile(workspace)
     processes = int(read_yaml(profile).get("num_processes", 1))
     environment = {**os.environ, EXPECTED_WORLD_SIZE: str(processes), "TOKENIZERS_PARALLELISM": "false"}
+    # Threads that wait for each other by spinning stall a training many times over when another program wants the cores.
+    environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if read_yaml(profile).get("use_cpu"):
         # `accelerate launch --cpu --num_processes 2` would start one process in silence; the profile plus this starts two.
         environment["ACCELERATE_USE_CPU"] = "true"
+    threads = load(workspace.params_file, _Threads).train.num_threads
     command = [
         *_accelerate(),
         "launch",
         "--quiet",
+        "--num_cpu_threads_per_process",
+        str(threads),
         "--config_file",
         str(profile),
         "--module",

@@ -24,6 +24,7 @@ from mlembed_core.data.sampler import Sampler
 from mlembed_core.data.store import TrainingCache
 from mlembed_core.errors import MlembedError
 from mlembed_core.losses.matryoshka import prefix_cosines
+from mlembed_core.model.attention import use_float32_attention
 from mlembed_core.model.network import Network
 from mlembed_core.model.pack import pack
 from mlembed_core.progress import Reporter
@@ -87,6 +88,8 @@ def train(
         first, progress = resumed
         curves = Curves(**progress)
         accelerator.print(f"resuming after step {first} of {sampler.num_steps}")
+    if accelerator.device.type == "cpu" and params.precision is Precision.BF16:
+        use_float32_attention(network.backbone)
     model, optimizer = accelerator.prepare(network, optimizer)
     model.train()
 

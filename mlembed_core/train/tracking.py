@@ -33,7 +33,7 @@ GIT_COMMIT_TAG = "mlflow.source.git.commit"
 GIT_DIRTY_TAG = "mlembed.git_dirty"
 
 FLUSH_INTERVAL_S = 5.0  # sqlite takes some 30 writes a second in all, whatever their size
-FINISH_TIMEOUT_S = 30.0  # what the end of a training waits for MLflow at most
+FINISH_TIMEOUT_S = 60.0  # what the end of a training waits for MLflow at most
 DIGEST_LENGTH = 36  # the longest dataset digest that MLflow stores
 RECORDED_PACKAGES = ("mlembed", "torch", "transformers", "tokenizers", "accelerate", "safetensors", "numpy")
 

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
-from tests.distributed.worker import STEPS, write_cache
 
 from mlembed_core.artifacts import Workspace
 from mlembed_core.errors import ConfigError, MachineError
 from mlembed_core.train.launch import LAUNCHER, launch
+from tests.distributed.worker import STEPS, write_cache
 
 ROOT = Path(__file__).resolve().parents[2]
 # The stock RMSNorm and rotary embedding compute in float32 whatever the weights are; without a gradient through the gather it is 0.65.

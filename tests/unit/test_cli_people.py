@@ -59,10 +59,15 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer.save(str(root / "tokenizer" / "tokenizer.json"))
     write_json(root / "tokenizer" / "tokenizer_config.json", {"model_max_length": 32})
     write_manifest(root / "tokenizer", stage="tokenizer", params={})
-    shape = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 8}
-    backbone = random_backbone(
-        RandomBackbone(type="random", config={"model_type": "qwen3", **shape}), vocab_size=len(alphabet) + 1, seed=1
-    )
+    shape = {
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+    }
+    backbone = random_backbone(RandomBackbone(type="random", config={"model_type": "qwen3", **shape}), vocab_size=len(alphabet) + 1, seed=1)
     out = root / "3d"
     out.mkdir()
     axes = {"mrl_dims": [8, 16], "mll_layers": [1, 2], "mel_ranks": [4, 8]}
@@ -152,7 +157,11 @@ def test_register_then_search_by_alias(workspace: Workspace, mlembed: Callable[.
     ("arguments", "code", "message"),
     [
         (["search", "x", "--model", "models/4d", "--file", "texts.txt"], 5, "there are: models/3d"),
-        (["search", "x", "--model", "models/3d", "--file", "texts.txt", "--dim", "17"], 7, "dim=17 is out of range: this model has dim 1 … 16"),
+        (
+            ["search", "x", "--model", "models/3d", "--file", "texts.txt", "--dim", "17"],
+            7,
+            "dim=17 is out of range: this model has dim 1 … 16",
+        ),
         (["search", "x", "--model", "models/3d"], 5, "dvc repro source"),
         (["search", " ", "--model", "models/3d"], 2, "the query is empty"),
         (["search", "x", "--model", "models:/mlembed_embedded@champion", "--file", "texts.txt"], 9, "no model 'mlembed_embedded'"),
@@ -161,11 +170,13 @@ def test_register_then_search_by_alias(workspace: Workspace, mlembed: Callable[.
         (["encode", "texts.txt", "v.npy", "--model", "models/3d", "--layers", "3"], 7, "layers=3 is out of range"),
         (["register"], 2, "name one setting, or give --all"),
         (["register", "3d", "--all"], 2, "name one setting, or give --all"),
-        (["register", "4d"], 3, "settings has no '4d'; did you mean '3d'"),
+        (["register", "4d"], 3, "settings has no '4d' (there are: 3d, baseline)"),
         (["register", "baseline"], 5, "dvc repro train@baseline"),
     ],
 )
-def test_mistakes_are_explained(workspace: Workspace, mlembed: Callable[..., Result], arguments: list[str], code: int, message: str) -> None:
+def test_mistakes_are_explained(
+    workspace: Workspace, mlembed: Callable[..., Result], arguments: list[str], code: int, message: str
+) -> None:
     result = mlembed(*arguments)
     assert message in " ".join(result.err.replace("│", " ").split())
     assert result.code == code

@@ -4,7 +4,7 @@ Each picture is drawn by one function, twice over: as PNG for READMEs and runs, 
 variables (so that it follows the reader's light or dark theme) and every point says in a tooltip what it is. The bytes depend on the
 numbers alone: no user's matplotlibrc, dates, versions or random ids get in.
 
-Colours are Okabe and Ito's, which differ for colour-blind readers too; each setting also has a marker of its own. Lengths are in
+Colours follow Okabe and Ito's, which differ for colour-blind readers too; each setting also has a marker of its own. Lengths are in
 points (1/72 inch) unless they say otherwise.
 """
 
@@ -35,7 +35,7 @@ from mlembed_core.evaluate.report.summarise import Cost, SettingSummary, Submode
 
 # Stand-ins for the page's CSS variables: each value means one thing in a picture, so that it can be swapped in the SVG.
 PAPER, INK, MUTED, RULE, FAINT = "#fefefe", "#1b1f24", "#57606a", "#e3e6ea", "#8c959f"
-SETTING_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#b5569a", "#a87900", "#3d8fc4")
+SETTING_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#b5569a", "#a87900", "#444c56")
 MARKERS = ("s", "o", "D", "^", "v", "P")
 CSS_NAMES = {PAPER: "paper", INK: "ink", MUTED: "muted", RULE: "rule", FAINT: "faint"} | {
     colour: f"setting-{index}" for index, colour in enumerate(SETTING_COLOURS)
@@ -46,6 +46,7 @@ MARGIN = 0.1  # inches left of titles
 PNG_DPI = 200  # 1600 pixels for the 800 of a README: sharp on a dense screen
 MAX_LABELS = 8  # points named in one panel; more cannot be read
 ROUND_STEPS = (1, 2, 2.5, 5, 10)
+MANY_POINTS = 40  # of one setting; past that, those off the Pareto line step back
 LINE_GAP = 11.0  # between labels in the right margin
 AXIS_TITLES = {"dim": "Shorter vectors (dim)", "rank": "Smaller token table (rank)", "layers": "Fewer layers"}
 COST_TITLES = {
@@ -283,6 +284,7 @@ def _draw_frontier(axes: Axes, suite: SuiteSummary, cost: Cost, *, titled: bool)
 def _draw_points(axes: Axes, setting: SettingSummary, index: int, cost: Cost) -> None:
     """One artist per submodel, so that each can have a tooltip: strong on the Pareto line, hollow elsewhere."""
     colour, marker = _look(index)
+    crowded = len(setting.submodels) > MANY_POINTS
     for submodel in setting.submodels:
         best = cost in submodel.pareto
         axes.plot(
@@ -290,7 +292,8 @@ def _draw_points(axes: Axes, setting: SettingSummary, index: int, cost: Cost) ->
             submodel.average,
             linestyle="none",
             marker=marker,
-            markersize=6.5 if best else 4.5,
+            markersize=6.5 if best else 3.0 if crowded else 4.5,
+            alpha=0.4 if crowded and not best else 1.0,
             markerfacecolor=colour if best else PAPER,
             markeredgecolor=PAPER if best else colour,
             markeredgewidth=0.9,
@@ -520,8 +523,11 @@ def _draw_retention(axes: Axes, suite: SuiteSummary, axis: str, *, named: bool) 
             lowest.append(_Start(at[0], kept[0], colour))
     axes.set_xscale("log", base=2)
     axes.set_xlim(min(sizes) / (max(sizes) / min(sizes)) ** 0.36, max(sizes) * (max(sizes) / min(sizes)) ** 0.06)
-    axes.xaxis.set_major_locator(FixedLocator(sorted(sizes)))
-    axes.xaxis.set_major_formatter(FixedFormatter([str(size) for size in sorted(sizes)]))
+    # From the right, so that the full size keeps its label; a sixth of the axis holds five digits.
+    gap = math.log(max(sizes) / min(sizes)) / 6
+    ticks = [1 / tick for tick in _apart([1 / size for size in sorted(sizes, reverse=True)], gap)]
+    axes.xaxis.set_major_locator(FixedLocator(ticks))
+    axes.xaxis.set_major_formatter(FixedFormatter([f"{tick:.0f}" for tick in ticks]))
     axes.xaxis.set_minor_locator(NullLocator())
     everything = [
         100 * item.retention for setting in suite.settings for name in AXIS_TITLES for item in _cut_along(setting, name) if item.retention

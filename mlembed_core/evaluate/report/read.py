@@ -10,7 +10,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from statistics import fmean
+from typing import Any, NamedTuple
 
 import pandas as pd
 import pyarrow as pa
@@ -21,7 +22,6 @@ from mlembed_core.config.grid import Shape
 from mlembed_core.errors import ArtifactError
 
 COST_COLUMNS = ("bytes_fp32", "flops_per_token", "bytes_per_vector")
-KEY_COLUMNS = ("setting", "suite", "submodel", "layers", "dim", "rank", "task", "task_type", "subset", "split", "metric", "score", "main")
 LOSS_COLUMNS = ("step", "loss")
 VALIDATION_COLUMNS = ("step", "source", "layers", "dim", "loss")
 
@@ -80,58 +80,87 @@ def read_scores(path: Path, *, suite: str, made_by: str, setting: str | None = N
     Raises:
         ArtifactError: the file is missing, damaged, empty, of another setting or suite, or contradicts itself.
     """
-    frame = _read_table(path, made_by)
+    rows = _read_rows(path, made_by)
     for column, wanted in (("suite", suite), ("setting", setting)):
-        found = sorted(set(frame[column].astype(str)))
+        found = sorted({str(getattr(row, column)) for row in rows})
         if wanted is not None and found != [wanted]:
             raise ArtifactError(f"{path}: column {column} holds {', '.join(found)}, expected only {wanted}. `{made_by}` writes it anew.")
-    frame["submodel"] = frame["submodel"].fillna("")
-    groups = frame.groupby(["setting", "submodel"], sort=False)
-    return [_scored_model(path, str(name), str(submodel), rows) for (name, submodel), rows in groups]
+    models: dict[tuple[str, str], list[_Row]] = {}
+    for row in rows:
+        models.setdefault((row.setting, row.submodel or ""), []).append(row)
+    return [_scored_model(path, name, submodel, of_model) for (name, submodel), of_model in models.items()]
 
 
-def _read_table(path: Path, made_by: str) -> pd.DataFrame:
+class _Row(NamedTuple):
+    """A main row of a score table, as far as the report uses it."""
+
+    setting: str
+    suite: str
+    submodel: str | None
+    layers: int | None
+    dim: int | None
+    rank: int | None
+    task: str
+    task_type: str
+    subset: str | None
+    split: str | None
+    metric: str
+    score: float | None
+    bytes_fp32: int | None
+    flops_per_token: int | None
+    bytes_per_vector: int | None
+
+
+def _read_rows(path: Path, made_by: str) -> list[_Row]:
     """The main rows of a score table, its columns checked."""
     if not path.is_file():
         raise ArtifactError(f"{path} does not exist. `{made_by}` makes it, `dvc pull` fetches it from a remote.")
     try:
-        absent = [column for column in (*KEY_COLUMNS, *COST_COLUMNS) if column not in pq.read_schema(path).names]
+        absent = [column for column in (*_Row._fields, "main") if column not in pq.read_schema(path).names]
         if absent:
             raise ArtifactError(f"{path} lacks the column(s) {', '.join(absent)}. `{made_by}` writes it anew.")
-        table = pq.read_table(path, columns=[*KEY_COLUMNS, *COST_COLUMNS], filters=[("main", "=", True)])
+        table = pq.read_table(path, columns=list(_Row._fields), filters=[("main", "=", True)])
     except (pa.ArrowException, OSError) as error:
         raise ArtifactError(f"{path} is not a readable parquet file ({error}). Delete it; `{made_by}` writes it anew.") from None
     if table.num_rows == 0:
         raise ArtifactError(f"{path} holds no main score. `{made_by}` writes it anew.")
-    frame: pd.DataFrame = table.to_pandas()
-    return frame
+    # Plain tuples: grouping a hundred thousand small tasks in pandas takes minutes.
+    return list(map(_Row._make, zip(*(table.column(name).to_pylist() for name in _Row._fields), strict=True)))
 
 
-def _scored_model(path: Path, setting: str, submodel: str, rows: pd.DataFrame) -> ScoredModel:
+def _scored_model(path: Path, setting: str, submodel: str, rows: Sequence[_Row]) -> ScoredModel:
     where = f"{path}: {setting} {submodel}".rstrip()
     sizes = {column: _single(rows, column, where) for column in ("layers", "dim", "rank", *COST_COLUMNS)}
+    tasks: dict[str, list[_Row]] = {}
+    for row in rows:
+        tasks.setdefault(row.task, []).append(row)
     return ScoredModel(
         setting=setting,
         submodel=submodel,
-        tasks={str(task): _task_score(part, f"{where}, task {task}") for task, part in rows.groupby("task", sort=False)},
+        tasks={task: _task_score(of_task, f"{where}, task {task}") for task, of_task in tasks.items()},
         **{column: None if value is None else int(value) for column, value in sizes.items()},
     )
 
 
-def _task_score(rows: pd.DataFrame, where: str) -> TaskScore:
+def _task_score(rows: Sequence[_Row], where: str) -> TaskScore:
     """Average a task's main rows. A language can stand in several rows of one subset, so subsets are averaged before the mean."""
+    parts: dict[tuple[str, str], list[float | None]] = {}
+    for row in rows:
+        parts.setdefault((str(row.subset), str(row.split)), []).append(row.score)
+    scores = [row.score for row in rows]
+    value = None
+    if not any(score is None or math.isnan(score) for score in scores):
+        value = fmean(fmean(score for score in part if score is not None) for part in parts.values())
+        if not math.isfinite(value):
+            raise ArtifactError(f"{where}: the score {value} is not finite. Evaluate this model again.")
     metric, task_type = _single(rows, "metric", where), _single(rows, "task_type", where)
-    by_part = rows.groupby(["subset", "split"], dropna=False, sort=True)["score"]
-    parts = rows[["subset", "split"]].astype(str).drop_duplicates().itertuples(index=False, name=None)
-    value = None if rows["score"].isna().any() else float(by_part.mean().mean())
-    if value is not None and not math.isfinite(value):
-        raise ArtifactError(f"{where}: the score {value} is not finite. Evaluate this model again.")
     return TaskScore(str(task_type), str(metric), frozenset(parts), value)
 
 
-def _single(rows: pd.DataFrame, column: str, where: str) -> Any:
-    """The one value that a column holds in ``rows``; None where it is empty."""
-    values = list(rows[column].dropna().unique())
+def _single(rows: Sequence[_Row], column: str, where: str) -> Any:
+    """The one value that a column holds in ``rows``; None where it is empty (null or NaN)."""
+    found = (getattr(row, column) for row in rows)
+    values = list(dict.fromkeys(value for value in found if not (value is None or value != value)))
     if len(values) > 1:
         shown = ", ".join(str(value) for value in values[:3])
         raise ArtifactError(f"{where}: column {column} holds several values ({shown}), expected one. Evaluate this model again.")

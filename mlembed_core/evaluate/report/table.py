@@ -16,6 +16,7 @@ from mlembed_core.evaluate.report import wording
 from mlembed_core.evaluate.report.summarise import Cost, Report, SubmodelSummary, SuiteSummary, smallest_within, whole_controls
 
 MAX_SUBMODELS = 40  # rows of one table; with more, only what is uncut or on the Pareto line is shown
+MAX_KEPT = 4  # settings beside which there is room for what a cut keeps
 MAX_TASKS = 12  # rows of one table; with more, averages per task type are shown
 
 
@@ -28,7 +29,7 @@ def show(report: Report, console: Console | None = None) -> None:
     console = console or Console()
     for suite in report.suites:
         console.print()
-        console.print(_submodel_table(report.name, suite), no_wrap=True)
+        console.print(_submodel_table(report.name, suite))
         console.print()
         console.print(_task_table(suite))
         console.print()
@@ -61,35 +62,35 @@ def next_steps(report: Report) -> list[tuple[str, str]]:
 
 def _submodel_table(name: str, suite: SuiteSummary) -> Table:
     """A row per cut, a column per setting: the average, and what of the uncut average it is."""
-    shown = suite.submodels
-    if len(shown) > MAX_SUBMODELS:
-        shown = [submodel for submodel in shown if submodel.full or Cost.BYTES in submodel.pareto]
     shapes = {setting.name: setting.shape for setting in suite.settings}
     rows: dict[tuple[str, int, int], dict[str, SubmodelSummary]] = {}
-    for submodel in shown:
+    for submodel in suite.submodels:
         key = (wording.cut(submodel, shapes[submodel.setting]), submodel.bytes, submodel.bytes_per_vector)
         rows.setdefault(key, {})[submodel.setting] = submodel
+    if len(suite.submodels) > MAX_SUBMODELS:
+        rows = {key: entries for key, entries in rows.items() if any(item.full or Cost.BYTES in item.pareto for item in entries.values())}
 
-    caption = "average, and the share of the uncut average; bold: nothing smaller is as good"
-    if len(shown) < len(suite.submodels):
+    with_kept = len(suite.settings) <= MAX_KEPT
+    caption = f"average{', and its share of the uncut one' if with_kept else ''}; bold: nothing smaller is as good"
+    if sum(map(len, rows.values())) < len(suite.submodels):
         caption += f"\n{len(suite.submodels)} submodels in all: reports/index.html"
     table = _table(f"{name} on {suite.name} ({len(suite.tasks)} tasks)", caption)
     table.add_column("cut", no_wrap=True)
     for heading in ("weights", "vector"):
         table.add_column(heading, justify="right", no_wrap=True)
     for setting in suite.settings:
-        table.add_column(setting.name, justify="right")
+        table.add_column(setting.name, justify="right", no_wrap=True)
     for (cut, weights, vector), entries in rows.items():
-        cells = [_average(entries.get(setting.name)) for setting in suite.settings]
+        cells = [_average(entries.get(setting.name), with_kept=with_kept) for setting in suite.settings]
         table.add_row(cut, wording.amount(weights, Cost.BYTES), wording.amount(vector, Cost.VECTOR), *cells)
     return table
 
 
-def _average(submodel: SubmodelSummary | None) -> Text:
+def _average(submodel: SubmodelSummary | None, *, with_kept: bool) -> Text:
     if submodel is None:
         return Text("")
-    kept = "" if submodel.full else wording.percent(submodel.retention)
-    return Text(f"{wording.score(submodel.average)} {kept:>6}", style="bold" if Cost.BYTES in submodel.pareto else "")
+    kept = f" {wording.percent(submodel.retention):>6}" if with_kept else ""
+    return Text(f"{wording.score(submodel.average)}{kept}", style="bold" if Cost.BYTES in submodel.pareto else "")
 
 
 def _task_table(suite: SuiteSummary) -> Table:

@@ -77,9 +77,9 @@ def task(name: str) -> str:
     return " ".join([words[0], *(word if word.isupper() and len(word) > 1 else word.lower() for word in words[1:])])
 
 
-def listing(items: Sequence[str]) -> str:
+def listing(items: Sequence[str], joint: str = "and") -> str:
     """``a, b and c``."""
-    return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}"
+    return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} {joint} {items[-1]}"
 
 
 def findings(suite: SuiteSummary) -> list[str]:
@@ -97,7 +97,12 @@ def findings(suite: SuiteSummary) -> list[str]:
             f"{cut(small, shapes[small.setting])}, average {score(small.average)}."
         )
     sentences += [_comparison(suite.settings[0], other) for other in suite.settings[1:]]
-    sentences += [_control_finding(entry, suite) for entry in whole_controls(suite)]
+    controls = whole_controls(suite)
+    sentences += [_control_finding(entry, suite) for entry in controls if any(entry.wins.values())]
+    losing = [_subject(entry) for entry in controls if not any(entry.wins.values())]
+    if losing:
+        ours = "an uncut model" if len(suite.settings) > 1 else f"the uncut {suite.settings[0].name}"
+        sentences.append(f"Nowhere does {listing(losing, 'or')} score higher than {ours}.")
     return [sentence for sentence in sentences if sentence]
 
 
@@ -121,17 +126,18 @@ def _comparison(first: SettingSummary, other: SettingSummary) -> str:
     return sentence + "."
 
 
+def _subject(entry: ControlSummary) -> str:
+    return "the untrained model" if entry.name == "untrained" else control(entry)
+
+
 def _control_finding(entry: ControlSummary, suite: SuiteSummary) -> str:
-    """Where a control beats all uncut models, and where only some of them."""
+    """Where a control, which wins somewhere, beats all uncut models, and where only some of them."""
     names = list(entry.wins)
     keys = ["average", *(item.name for item in suite.tasks)]
     beats_all = [key for key in keys if all(key in entry.wins[name] for name in names)]
-    subject = "the untrained model" if entry.name == "untrained" else control(entry)
-    title = subject[0].upper() + subject[1:]
+    subject = _subject(entry)
     everyone = f"the uncut {names[0]}" if len(names) == 1 else f"{'both' if len(names) == 2 else 'all'} uncut models"
-    if not any(entry.wins.values()):
-        return f"Nowhere does {subject} score higher than {everyone if len(names) == 1 else 'an uncut model'}."
-    text = f"{title} scores higher than {everyone} {_where(entry, suite, beats_all) if beats_all else 'nowhere'}"
+    text = f"{subject[0].upper()}{subject[1:]} scores higher than {everyone} {_where(entry, suite, beats_all) if beats_all else 'nowhere'}"
     for name in names:
         more = [key for key in keys if key in entry.wins[name] and key not in beats_all]
         if more:

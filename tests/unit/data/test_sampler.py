@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections import Counter
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -59,7 +60,7 @@ class TestEpochs:
 
     def test_sources_are_mixed(self) -> None:
         names = [batch.source.name for batch in all_batches(Sampler(sources(640, 640), batch_size=16, seed=1))]
-        assert 5 < sum(left != right for left, right in zip(names, names[1:], strict=False)) < 79
+        assert 5 < sum(left != right for left, right in pairwise(names)) < 79
 
     def test_a_number_of_steps_may_end_within_an_epoch_or_go_past_it(self) -> None:
         epoch = all_batches(Sampler(sources(*SIZES), batch_size=16, seed=3))

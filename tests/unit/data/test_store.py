@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from mlembed_core.errors import ArtifactError
 
 
 def add_texts(writer: CacheWriter, texts: list[list[int]]) -> np.ndarray:
-    return writer.add_texts(np.array(sum(texts, []), dtype=np.uint32), np.cumsum([0, *map(len, texts)]))
+    return writer.add_texts(np.array([*chain(*texts)], dtype=np.uint32), np.cumsum([0, *map(len, texts)]))
 
 
 def add_rows(writer: CacheWriter, *, validation: bool, rows: list[tuple[int, int, list[int], str | None]]) -> None:
@@ -26,7 +28,7 @@ def add_rows(writer: CacheWriter, *, validation: bool, rows: list[tuple[int, int
         validation=validation,
         queries=np.array([row[0] for row in rows]),
         passages=np.array([row[1] for row in rows]),
-        negatives=np.array(sum((row[2] for row in rows), []), dtype=np.int64),
+        negatives=np.array([*chain(*(row[2] for row in rows))], dtype=np.int64),
         num_negatives=np.array([len(row[2]) for row in rows]),
         labels=[row[3] for row in rows],
     )
@@ -107,21 +109,31 @@ def test_training_rows_cannot_follow_validation_rows(tmp_path: Path) -> None:
             add_rows(writer, validation=False, rows=[(0, 0, [], None)])
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full, a file on a full disk")
+def test_a_full_disk_is_reported_as_such(tmp_path: Path) -> None:
+    (tmp_path / "tokens.bin").symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left") as caught, CacheWriter(tmp_path) as writer:
+        writer.begin_source("only", kind=Kind.RETRIEVAL, num_negatives=0)
+        add_texts(writer, [[1, 0]])
+        writer.finish(tokenizer="t")
+    assert caught.value.errno == errno.ENOSPC
+
+
 def test_opening_costs_no_memory(tmp_path: Path) -> None:
-    # A file of a terabyte that holds nothing: reading it would fail, mapping it does not.
+    # 64 GiB of nothing: reading them would fail, mapping them does not.
     with CacheWriter(tmp_path) as writer:
         writer.begin_source("only", kind=Kind.RETRIEVAL, num_negatives=0)
         add_texts(writer, [[1, 0]])
         add_rows(writer, validation=False, rows=[(0, 0, [], None)])
         writer.finish(tokenizer="t")
     with (tmp_path / "tokens.bin").open("r+b") as file:
-        file.truncate(2**40)
+        file.truncate(2**36)
     with (tmp_path / "offsets.bin").open("r+b") as file:
         file.seek(8)
-        file.write((2**38).to_bytes(8, "little"))
-    edit(tmp_path, lambda header: header["files"].update({"tokens.bin": 2**40}))
+        file.write((2**34).to_bytes(8, "little"))
+    edit(tmp_path, lambda header: header["files"].update({"tokens.bin": 2**36}))
     cache = TrainingCache.open(tmp_path)
-    assert cache.tokens(0).nbytes == 2**40
+    assert cache.tokens(0).nbytes == 2**36
     assert cache.tokens(0)[:3].tolist() == [1, 0, 0]
 
 

@@ -3,11 +3,11 @@
 import pytest
 import torch
 from accelerate import Accelerator
-from tests.distributed.worker import problem, write_cache
 
 from mlembed_core.train import resume
 from mlembed_core.train.loop import TrainingError, train
 from mlembed_core.train.optimizer import learning_rate
+from tests.distributed.worker import problem, write_cache
 
 STEPS = 10
 

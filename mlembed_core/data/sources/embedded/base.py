@@ -118,17 +118,18 @@ def part_of_package(distribution: str) -> Part:
         metadata = importlib.metadata.metadata(distribution)
     except importlib.metadata.PackageNotFoundError:
         raise _not_installed(distribution) from None
-    return Part(distribution, metadata["Version"], _licence(metadata.get_all("License-Expression"), metadata))
+    version = str(metadata["Version"]).split("+")[0]  # 2.13.0+cpu and 2.13.0 carry the same text
+    return Part(distribution, version, _licence(metadata))
 
 
-def _licence(expression: list[str] | None, metadata: importlib.metadata.PackageMetadata) -> str:
+def _licence(metadata: importlib.metadata.PackageMetadata) -> str:
     """The SPDX expression; before that existed, a short ``License`` field, or else the classifiers."""
+    expression, stated = (str((metadata.get_all(field) or [""])[0]) for field in ("License-Expression", "License"))
     if expression:
-        return expression[0]
-    stated = metadata.get_all("License") or [""]
-    if stated[0] and "\n" not in stated[0] and len(stated[0]) <= 40:
-        return stated[0]
-    classifiers = [c.rsplit(" :: ", 1)[-1] for c in metadata.get_all("Classifier") or [] if c.startswith("License ::")]
+        return expression
+    if stated and "\n" not in stated and len(stated) <= 40:
+        return stated
+    classifiers = [str(line).rsplit(" :: ", 1)[-1] for line in metadata.get_all("Classifier") or [] if str(line).startswith("License ::")]
     return ", ".join(classifiers) or "see the package's metadata"
 
 

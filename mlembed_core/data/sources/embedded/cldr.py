@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from mlembed_core.data.rows import Row
 from mlembed_core.data.sources.embedded.base import Built, Pair, Part, by_hash, key, part_of_package, plain, settle, split_of
-from mlembed_core.data.sources.embedded.neighbours import SPARE, characters, first_unlike, nearest
+from mlembed_core.data.sources.embedded.neighbours import SPARE, around, characters, first_unlike, nearest
 
 PAIRS_PER_LOCALE = 80
 MIN_PAIRS = 10  # a locale with fewer names in common with English is a stub: its own name and little else
@@ -36,7 +36,7 @@ GENERIC_WORDS = """
 a and at ancient central city classical convertible cubic currency daylight dollar dinar east eastern financial force franc hard high
 high-altitude hours imp island islands isle lower low middle mountain new north northern northwestern of old per peso port pound
 pounds ruble rupee san santa são shilling south southern southeastern southwestern square st standard summer the time traditional
-simplified unit units unknown upper us west western european british french american
+simplified unit united units unknown upper us west western european british french american
 """
 GENERIC = frozenset(GENERIC_WORDS.split())
 
@@ -58,13 +58,10 @@ class Concept:
     """A thing that CLDR names."""
 
     name: str  # e.g. "territory/AF"
+    kind: str
     english: str
     split: str
     order: int  # by hash
-
-    @property
-    def kind(self) -> str:
-        return self.name.split("/")[0]
 
 
 class Name(NamedTuple):
@@ -93,14 +90,13 @@ def build_bitext(num_negatives: int, max_rows: int | None) -> Built:
     pairs: list[Pair] = []
     names: dict[tuple[str, str], Name] = {}
     for locale in read_locales():
-        translated = [name for name in locale.names if plain(name.text) != plain(name.concept.english)]
-        if len(translated) < MIN_PAIRS:
-            continue
-        for position, name in enumerate(translated[:PAIRS_PER_LOCALE]):
+        translated = (name for name in locale.names if plain(name.text) != plain(name.concept.english))
+        chosen = list(itertools.islice(translated, PAIRS_PER_LOCALE))
+        for position, name in enumerate(chosen if len(chosen) >= MIN_PAIRS else ()):
             there, back = (name.concept.english, name.text), (name.text, name.concept.english)
             query, passage = there if position % 2 == 0 else back
             pairs.append(Pair(query, passage, name.concept.split, lang=locale.lang, label=locale.label))
-            names[query, passage] = name
+            names.setdefault((query, passage), name)
     kept, dropped = settle(pairs, max_rows)
     negatives = _name_negatives(kept, [names[pair.query, pair.passage] for pair in kept], num_negatives)
     rows = [Row(p.query, p.passage, n, p.lang, None, p.split) for p, n in zip(kept, negatives, strict=True)]
@@ -121,22 +117,30 @@ def _name_negatives(pairs: list[Pair], names: list[Name], num_negatives: int) ->
         texts = list(pool)
         rankings = nearest(texts, characters, num_negatives + SPARE)
         alike[where] = {text: [texts[j] for j in order] for text, (order, _) in zip(texts, rankings, strict=True)}
+    answers: dict[str, set[str]] = defaultdict(set)  # everything that a query may mean in any language
+    for pair in pairs:
+        answers[plain(pair.query)] |= {plain(pair.query), plain(pair.passage)}
+    ranked: dict[tuple[tuple[str, str], str], list[str]] = {}  # many rows have the same English passage
     chosen = []
     for pair, name in zip(pairs, names, strict=True):
         where = pair.split, ENGLISH if pair.passage == name.concept.english else str(pair.label)
-        others = [text for text in alike[where][pair.passage] if pools[where][text] is not name.concept]
-        same_kind = [text for text in others if pools[where][text].kind == name.concept.kind]
-        other_kinds = [text for text in others if pools[where][text].kind != name.concept.kind]
+        if (where, name.concept.name) not in ranked:
+            ranked[where, name.concept.name] = _own_kind_first(alike[where][pair.passage], pools[where], name.concept)
         fill = (_other_things(kinds[pair.split, kind], name) for kind in (name.concept.kind, ANY))
-        candidates = itertools.chain(same_kind, other_kinds, *fill)
-        chosen.append(first_unlike(candidates, {plain(pair.query), plain(pair.passage)}, num_negatives))
+        candidates = itertools.chain(ranked[where, name.concept.name], *fill)
+        chosen.append(first_unlike(candidates, answers[plain(pair.query)], num_negatives))
     return chosen
+
+
+def _own_kind_first(texts: list[str], pool: Mapping[str, Concept], concept: Concept) -> list[str]:
+    """The texts that name something else than ``concept``, those of its kind before the others, else in their order."""
+    others = [text for text in texts if pool[text] is not concept]
+    return sorted(others, key=lambda text: pool[text].kind != concept.kind)
 
 
 def _other_things(names: list[Name], name: Name) -> Iterator[str]:
     """Names of other things, from a place in the list that depends on the name."""
-    start = key("others", name.concept.name, name.text) % len(names)
-    for other in itertools.chain(names[start:], names[:start]):
+    for other in around(names, key("others", name.concept.name, name.text)):
         if other.concept.english != name.concept.english:
             yield other.text
 
@@ -154,18 +158,13 @@ def build_language_identification(num_negatives: int, max_rows: int | None) -> B
     texts: dict[tuple[str, str], list[str]] = defaultdict(list)
     for pair in kept:
         texts[pair.split, str(pair.label)] += [pair.query, pair.passage]
-    alike = _alike_languages(unique)
+    alike = _alike_languages({label: names for label, names in unique.items() if any(label == where[1] for where in texts)})
     rows = []
     for pair in kept:
-        near = [texts[pair.split, label] for label in alike[str(pair.label)]]
-        start = key("texts", pair.query)
-        candidates = [
-            found[(start + turn) % len(found)]
-            for languages, turns in ((near[:NEAREST_LANGUAGES], 2 * TEXT_ROWS["train"]), (near[NEAREST_LANGUAGES:], 1))
-            for turn in range(turns)
-            for found in languages
-            if turn < len(found)
-        ]
+        by_likeness = [texts[pair.split, label] for label in alike[str(pair.label)]]
+        in_turn = itertools.zip_longest(*(around(found, key("texts", pair.query)) for found in by_likeness[:NEAREST_LANGUAGES]))
+        near = (text for turn in in_turn for text in turn if text is not None)
+        candidates = itertools.chain(near, itertools.chain.from_iterable(by_likeness[NEAREST_LANGUAGES:]))
         negatives = first_unlike(candidates, {plain(pair.query), plain(pair.passage)}, num_negatives)
         rows.append(Row(pair.query, pair.passage, negatives, pair.lang, pair.label, pair.split))
     return Built(rows, [cldr_part()], dropped)
@@ -220,14 +219,17 @@ def _fill(pattern: str, first: str, second: str) -> str:
 
 
 def _alike_languages(unique: Mapping[str, list[Name]]) -> dict[str, list[str]]:
-    """Per label all others, the most alike in characters first. Looks at train names only."""
+    """Per label all others, the most alike in characters first, those that share none last. Looks at train names only."""
     labels = list(unique)
     documents = []
     for label in labels:
         names = [name.text for name in unique[label] if name.concept.split == "train"]
         documents.append("\n".join(names[:NAMES_IN_PROFILE]))
-    rankings = nearest(documents, _characters_of_lines, len(labels))
-    return {label: [labels[j] for j in order] for label, (order, _) in zip(labels, rankings, strict=True)}
+    alike = {}
+    for label, (order, _) in zip(labels, nearest(documents, _characters_of_lines, len(labels)), strict=True):
+        ranked = [labels[j] for j in order]
+        alike[label] = ranked + [other for other in labels if other != label and other not in ranked]
+    return alike
 
 
 def _characters_of_lines(text: str) -> set[str]:
@@ -286,22 +288,26 @@ def read_locales() -> list[LocaleNames]:
                 names.append(Name(concepts[concept], text))
         if names:
             lang, label = _iso_639_3(parts[1]), _iso_639_3(parts[1]) + (parts[2] or "")
-            turn = key("locale", code)
-            names.sort(key=lambda name, turn=turn: name.concept.order ^ turn)
-            locales.append(LocaleNames(lang, label, tuple(names), _list_pattern(data)))
+            locales.append(LocaleNames(lang, label, _shuffled(names, key("locale", code)), _list_pattern(data)))
     return locales
+
+
+def _shuffled(names: list[Name], turn: int) -> tuple[Name, ...]:
+    """The concepts' own order, turned by the locale's: as good as a hash of both, and much cheaper for 280,000 names."""
+    return tuple(sorted(names, key=lambda name: name.concept.order ^ turn))
 
 
 def _concept(name: str, english: str) -> Concept:
     """``english`` is what CLDR says; of a city that it leaves to the zone's identifier, that identifier's last part."""
-    return Concept(name, english, split_of(_concept_group(english)), key("concept", name))
+    return Concept(name, name.split("/")[0], english, split_of(_concept_group(english)), key("concept", name))
 
 
 def _concept_group(english: str) -> str:
     """Four letters of the first word that tells something: the unit that is never split between train, dev and test."""
     words = re.findall(r"[^\W\d_]+(?:-[^\W\d_]+)*", english.casefold())
     telling = [word for word in words if word not in GENERIC] or words or [english]
-    return telling[0][:4]
+    first: str = telling[0]
+    return first[:4]
 
 
 def _own_data(code: str) -> dict[str, Any]:

@@ -12,9 +12,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from mlembed_core.data.rows import Row
-from mlembed_core.data.sources.embedded.base import Built, Pair, by_hash, package_folder, part_of_package, plain, settle, split_of
-from mlembed_core.data.sources.embedded.neighbours import negatives_by_passage, words
+from mlembed_core.data.sources.embedded.base import Built, Pair, by_hash, package_folder, part_of_package, plain, split_of
+from mlembed_core.data.sources.embedded.neighbours import with_negatives
 
 # Distribution → the folders of headers that are its own, not a third party's.
 HEADERS = {"torch": ("include/ATen", "include/c10", "include/torch"), "pyarrow": ("include/arrow", "include/parquet")}
@@ -23,6 +22,7 @@ MAX_LINES = 12  # of a declaration; a class or an inline function gives its firs
 MAX_COMMENT = 1_000
 MIN_WORDS = 5
 
+ACCESS = ("public:", "protected:", "private:")
 STRING = re.compile(r'"(?:[^"\\]|\\.)*"|\'(?:[^\'\\]|\\.){1,2}\'')
 DECLARING_SCOPE = re.compile(r"\b(?:namespace|class|struct|union|extern)\b")
 # What stands above code but does not describe it: licences, notes to tools and to developers, schemas, code that was commented out.
@@ -49,11 +49,7 @@ WORD = re.compile(r"[A-Za-z]{2,}")
 def build_comment_to_declaration(num_negatives: int, max_rows: int | None) -> Built:
     """A comment → the declaration that it stands above, its first lines where it is long."""
     found = itertools.chain.from_iterable(_pairs_of_file(name, path) for name, path in _files())
-    unique = _without_repeats(found)
-    kept, dropped = settle(list(itertools.islice(unique, None if max_rows is None else max_rows + max_rows // 50 + 10)), max_rows)
-    negatives = negatives_by_passage(kept, words, num_negatives)
-    rows = [Row(pair.query, pair.passage, texts, None, None, pair.split) for pair, texts in zip(kept, negatives, strict=True)]
-    return Built(rows, [part_of_package(distribution) for distribution in HEADERS], dropped)
+    return with_negatives(_without_repeats(found), [part_of_package(distribution) for distribution in HEADERS], num_negatives, max_rows)
 
 
 def _files() -> list[tuple[str, Path]]:
@@ -101,7 +97,7 @@ def scan(lines: list[str]) -> Iterator[tuple[list[str], str]]:
         if in_block or stripped.startswith(("//", "/*")):
             comment = [*comment, stripped] if len(comment) < 60 else comment
             in_block = (in_block or stripped.startswith("/*")) and "*/" not in stripped
-        elif not stripped or stripped.startswith("#"):
+        elif not stripped or stripped.startswith("#") or stripped in ACCESS:
             comment = []
         else:
             if comment and all(scopes) and not head.strip():
@@ -150,7 +146,7 @@ def _declaration(lines: list[str]) -> str:
 
 def describe(comment: list[str]) -> str:
     """What a comment says about what follows, on one line and up to the first details; ``""`` where it says nothing."""
-    lines = []
+    lines: list[str] = []
     for line in comment:
         text = MARKERS.sub("", MARKERS.sub("", line)).strip()
         if DETAILS.match(text) and lines:

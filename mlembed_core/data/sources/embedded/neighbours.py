@@ -12,12 +12,15 @@ import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TypeVar
 
 import numpy as np
 from scipy import sparse
 
-from mlembed_core.data.sources.embedded.base import Pair, key, plain
+from mlembed_core.data.rows import Row
+from mlembed_core.data.sources.embedded.base import Built, Pair, Part, key, plain, settle
 
+T = TypeVar("T")
 Features = Callable[[str], set[str]]
 IDF_STEPS = 16  # whole-number weights: 16 steps to a factor of e
 TOO_COMMON = 0.1  # features in more than a tenth of the texts say little and cost most of the product
@@ -25,7 +28,7 @@ TWIN = 0.8  # a neighbour this alike is likely the same thing said twice: right 
 SPARE = 12  # neighbours looked at beyond those needed, since twins and repeats fall out
 BLOCK = 512
 
-WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+|\d+")
+WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
 
 
 def words(text: str) -> set[str]:
@@ -43,29 +46,21 @@ def nearest(texts: Sequence[str], features: Features, top: int) -> Iterator[tupl
     """For each text, the others most like it.
 
     Yields:
-        for text ``i``: positions (int64, at most ``top``, never ``i`` itself, best first, ties by position) and their cosines.
+        for text ``i``: positions (int, at most ``top``, never ``i`` itself nor a text that shares no feature; best first, ties by
+        position) and their cosines (float64).
     """
     matrix = _weigh([features(text) for text in texts])
     norms = np.sqrt(np.bincount(matrix.nonzero()[0], weights=matrix.data**2, minlength=len(texts)))
-    norms[norms == 0] = 1.0
     across = matrix.T.tocsr()
     for start in range(0, len(texts), BLOCK):
-        block = (matrix[start : start + BLOCK] @ across).toarray()
-        block /= norms[start : start + BLOCK, None]
-        block /= norms[None, :]
-        for offset, scores in enumerate(block.astype(np.float32)):
-            scores[start + offset] = -1.0
-            yield _best(scores, min(top, len(texts) - 1))
-
-
-def _best(scores: np.ndarray, top: int) -> tuple[np.ndarray, np.ndarray]:
-    """The ``top`` highest. Only the threshold comes from numpy's partition: its order among equals differs between CPUs."""
-    if top <= 0:
-        return np.empty(0, dtype=np.int64), np.empty(0)
-    threshold = max(float(np.partition(scores, len(scores) - top)[len(scores) - top]), 0.0)
-    candidates = np.flatnonzero(scores >= threshold)
-    chosen = candidates[np.argsort(-scores[candidates], kind="stable")[:top]]
-    return chosen, scores[chosen]
+        block = matrix[start : start + BLOCK] @ across
+        block.sort_indices()
+        for row, (first, last) in enumerate(itertools.pairwise(block.indptr), start):
+            others = block.indices[first:last]
+            scores = np.where(others == row, -1.0, block.data[first:last] / (norms[others] * norms[row]))
+            order = np.argsort(-scores, kind="stable")[:top]
+            order = order[scores[order] > 0]
+            yield others[order], scores[order]
 
 
 def _weigh(feature_sets: Sequence[set[str]]) -> sparse.csr_matrix:
@@ -85,6 +80,19 @@ def _weigh(feature_sets: Sequence[set[str]]) -> sparse.csr_matrix:
     return sparse.csr_matrix((data, (rows, columns)), shape=(len(feature_sets), len(column)))
 
 
+def with_negatives(pairs: Iterable[Pair], parts: list[Part], num_negatives: int, max_rows: int | None) -> Built:
+    """Pairs of prose or code to a source: settled, cut, and each with hard negatives by the words of its passage.
+
+    Takes no more pairs than ``max_rows`` needs, so that a builder that yields them as it reads stops reading; a few more than that,
+    since some fall out.
+    """
+    enough = None if max_rows is None else max_rows + max_rows // 50 + 10
+    kept, dropped = settle(list(itertools.islice(pairs, enough)), max_rows)
+    negatives = negatives_by_passage(kept, words, num_negatives)
+    rows = [Row(pair.query, pair.passage, texts, pair.lang, pair.label, pair.split) for pair, texts in zip(kept, negatives, strict=True)]
+    return Built(rows, parts, dropped)
+
+
 def negatives_by_passage(pairs: Sequence[Pair], features: Features, num_negatives: int) -> list[list[str]]:
     """For each pair, passages of its own split that look like its own: the nearest first, then any others.
 
@@ -99,10 +107,15 @@ def negatives_by_passage(pairs: Sequence[Pair], features: Features, num_negative
             groups[_group(pairs[i])] |= {plain(pairs[i].query), plain(pairs[i].passage)}
         for i, (neighbours, scores) in zip(places, nearest(texts, features, 2 * num_negatives + SPARE), strict=True):
             likely = [texts[j] for j, score in zip(neighbours, scores, strict=True) if score < TWIN]
-            start = key("fill", pairs[i].query) % len(texts)
-            candidates = itertools.chain(likely, texts[start:], texts[:start])
-            chosen[i] = first_unlike(candidates, groups[_group(pairs[i])], num_negatives)
+            fill = around(texts, key("fill", pairs[i].query))
+            chosen[i] = first_unlike(itertools.chain(likely, fill), groups[_group(pairs[i])], num_negatives)
     return chosen
+
+
+def around(items: Sequence[T], start: int) -> Iterator[T]:
+    """All items once, from a place that ``start`` decides, round the end."""
+    for step in range(len(items)):
+        yield items[(start + step) % len(items)]
 
 
 def _group(pair: Pair) -> str:

@@ -6,10 +6,9 @@ import itertools
 import re
 from collections.abc import Iterator
 
-from mlembed_core.data.rows import Row
 from mlembed_core.data.sources.embedded import python_files, topics
-from mlembed_core.data.sources.embedded.base import Built, Pair, settle, split_of
-from mlembed_core.data.sources.embedded.neighbours import negatives_by_passage, words
+from mlembed_core.data.sources.embedded.base import Built, Pair, split_of
+from mlembed_core.data.sources.embedded.neighbours import with_negatives
 
 MIN_PROSE = 160  # characters, both halves together
 MIN_CODE_LINES = 6
@@ -19,12 +18,8 @@ CODE_BREAK = re.compile(r"\n")
 
 def build(num_negatives: int, max_rows: int | None) -> Built:
     """First half → second half."""
-    found = itertools.chain(_from_reference(), _from_python())
-    enough = None if max_rows is None else max_rows + max_rows // 50 + 10
-    kept, dropped = settle(list(itertools.islice(found, enough)), max_rows)
-    negatives = negatives_by_passage(kept, words, num_negatives)
-    rows = [Row(pair.query, pair.passage, texts, None, None, pair.split) for pair, texts in zip(kept, negatives, strict=True)]
-    return Built(rows, python_files.parts(), dropped)
+    in_turn = itertools.chain.from_iterable(itertools.zip_longest(_from_reference(), _from_python()))
+    return with_negatives((pair for pair in in_turn if pair is not None), python_files.parts(), num_negatives, max_rows)
 
 
 def _from_reference() -> Iterator[Pair]:

@@ -8,36 +8,47 @@ whose text two sources use lies in the same split in both.
 from __future__ import annotations
 
 import ast
-import gc
 import inspect
 import os
 import platform
 import re
 import sysconfig
 import textwrap
+import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from mlembed_core.data.sources.embedded.base import Part, by_hash, package_folder, part_of_package, plain, split_of
 
 STANDARD_LIBRARY = "CPython standard library"
-PACKAGES = {  # import name → distribution
-    "networkx": "networkx",
-    "numpy": "numpy",
-    "pandas": "pandas",
-    "scipy": "scipy",
-    "sklearn": "scikit-learn",
-    "sympy": "sympy",
-    "torch": "torch",
-    "transformers": "transformers",
-}
-FILES_PER_PACKAGE = 400  # so that no package outweighs the others
+
+
+class Package(NamedTuple):
+    """A package of the pool, and of how many of its files."""
+
+    name: str
+    distribution: str
+    num_files: int
+
+
+# Fewer files of the large packages, so that none outweighs the others; they also have the least prose for the parsing that they take.
+PACKAGES = (
+    Package("networkx", "networkx", 600),
+    Package("numpy", "numpy", 600),
+    Package("pandas", "pandas", 600),
+    Package("scipy", "scipy", 600),
+    Package("sklearn", "scikit-learn", 600),
+    Package("sympy", "sympy", 150),
+    Package("torch", "torch", 300),
+    Package("transformers", "transformers", 150),
+)
+STANDARD_LIBRARY_FILES = 600
 MAX_FILE_BYTES = 200_000
-MIN_DOCSTRINGS = 0.4  # a thousand bytes; a file with fewer costs more parsing than it gives text
+MIN_DOCSTRINGS = 0.3  # a thousand bytes; a file with fewer costs more parsing than it gives text
 MIN_CODE_LINES = 2
-MAX_CODE = 2_000  # characters; cut at a line's end
+MAX_CODE = 1_000  # characters; cut at a line's end
 # Tests, vendored copies, generated code, per-model copies of one file, and what Linux distributions leave out of Python or change in it.
 SKIPPED_FOLDERS = frozenset(
     {
@@ -69,33 +80,20 @@ class Documented:
 def documented() -> Iterator[list[Documented]]:
     """What is documented in one file after another, in the order of the files' hashes, repeats left out."""
     seen: set[str] = set()
-    with _no_garbage_collection():
-        for name, path in _files():
-            found = []
-            for item in _read(name, path):
-                texts = {plain(text) for text in (item.summary, item.code) if text}
-                if not texts & seen:
-                    found.append(item)
-                seen |= texts
-            if found:
-                yield found
-
-
-@contextmanager
-def _no_garbage_collection() -> Iterator[None]:
-    """Syntax trees hold no cycles; without the collector looking for some, parsing takes a third less time."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
+    for name, path in _files():
+        found = []
+        for item in _read(name, path):
+            texts = {plain(text) for text in (item.summary, item.code) if text}
+            if not texts & seen:
+                found.append(item)
+            seen |= texts
+        if found:
+            yield found
 
 
 def parts() -> list[Part]:
     """The standard library and every package, with versions and licences."""
-    return [standard_library(), *(part_of_package(distribution) for distribution in PACKAGES.values())]
+    return [standard_library(), *(part_of_package(package.distribution) for package in PACKAGES)]
 
 
 def standard_library() -> Part:
@@ -109,12 +107,12 @@ def standard_library_folder() -> Path:
 def _files() -> list[tuple[str, Path]]:
     """("sklearn/linear_model/_base.py", path) of every file of the pool, ordered by hash."""
     pool: dict[str, Path] = {}
-    roots = {"python": standard_library_folder()}
-    roots |= {package: package_folder(distribution, package) for package, distribution in PACKAGES.items()}
-    for package, root in roots.items():
-        found = {f"{package}/{path.relative_to(root).as_posix()}": path for path in _walk(root)}
-        pool |= {name: found[name] for name in by_hash(found, "pool")[:FILES_PER_PACKAGE]}
-    return [(name, pool[name]) for name in by_hash(pool, "files")]
+    roots = [("python", standard_library_folder(), STANDARD_LIBRARY_FILES)]
+    roots += [(package.name, package_folder(package.distribution, package.name), package.num_files) for package in PACKAGES]
+    for name, root, num_files in roots:
+        found = {f"{name}/{path.relative_to(root).as_posix()}": path for path in _walk(root)}
+        pool |= {file: found[file] for file in by_hash(found, "pool")[:num_files]}
+    return [(file, pool[file]) for file in by_hash(pool, "files")]
 
 
 def _walk(root: Path) -> Iterator[Path]:
@@ -129,10 +127,11 @@ def _read(name: str, path: Path) -> Iterator[Documented]:
         return
     try:
         text = source.decode("utf-8")
-        tree = ast.parse(text)
+        with warnings.catch_warnings(action="ignore"):  # what the parser thinks of other people's escapes
+            tree = ast.parse(text)
     except (SyntaxError, ValueError):  # a few files are broken on purpose, or in another encoding
         return
-    lines = text.splitlines()
+    lines = text.replace("\r\n", "\n").split("\n")  # not splitlines: a form feed is no new line to the parser
     module = name.removesuffix(".py").removesuffix("/__init__").removeprefix("python/").replace("/", ".")
     for node in (tree, *_definitions(tree.body)):
         docstring = ast.get_docstring(node, clean=False)
@@ -164,7 +163,7 @@ def _text_of(node: ast.FunctionDef | ast.AsyncFunctionDef, lines: list[str]) -> 
         return "", ""
     code = textwrap.dedent("\n".join([*head, *body]))
     if len(code) > MAX_CODE:
-        code = code[: code.rindex("\n", 0, MAX_CODE)]
+        code = code[:MAX_CODE].rsplit("\n", 1)[0]
     signature = " ".join(" ".join(head).split()).rstrip(":")
     return re.sub(r"\( | (?=\))|,(?= \))", lambda found: "(" if found[0] == "( " else "", signature), code
 
@@ -191,7 +190,7 @@ def prose(docstring: str) -> list[str]:
             break
         text = " ".join(NOISE.sub("", MARKUP.sub(r"\1", block)).split())
         if _is_prose(text):
-            paragraphs.append(text)
+            paragraphs.append(text[:-1] if text.endswith("::") else text)
         elif not paragraphs:
             return []
     return paragraphs

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from mlembed_core.data.rows import Row
-from mlembed_core.data.sources.embedded.base import Built, Pair, settle, split_of
-from mlembed_core.data.sources.embedded.neighbours import negatives_by_passage, words
+from mlembed_core.data.sources.embedded.base import Built, Pair, key, split_of
+from mlembed_core.data.sources.embedded.neighbours import with_negatives
 from mlembed_core.data.sources.embedded.python_files import standard_library, standard_library_folder
 
 MAX_PASSAGE = 600
 MIN_PASSAGE = 60
 MAX_PIECES = 6  # of one section: the long ones have dozens of paragraphs
 UNDERLINE = re.compile(r"[*=\-~^]{3,}")
-ENTRY = re.compile(r"(?:(?:class|coroutine|async|exception)\s+)?[A-Za-z_][\w.]*(?:\(.*)?", re.DOTALL)
+ENTRY = re.compile(r"(?:(?:class|coroutine|async|exception)\s+)?[A-Za-z_][\w.]*(?:\(.*)?|[\w\[\].=]+(?: [\w\[\].=]+){1,3}")  # key not in d
+EMPHASIS = re.compile(r"(?<![\w*\"'])\*{1,2}(\w(?:[^*]*\w)?)\*{1,2}(?![\w*\"'])")
 WORD = re.compile(r"[A-Za-z]{2,}")
 STATEMENT = re.compile(r"(?:def|class|import|from|if|for|while|with|async|try)\b.*:\s*$", re.MULTILINE)
 REMARK = re.compile(r"(?:Changed in version|New in version|Deprecated since|Source code:|See also)")
@@ -38,18 +37,16 @@ def build(num_negatives: int, max_rows: int | None) -> Built:
         new = [text for text in pieces(section) if text not in seen]
         seen |= set(new)
         pairs += [Pair(section.title, text, split_of(f"topic/{section.title}")) for text in new if section.title]
-    kept, dropped = settle(pairs, max_rows)
-    negatives = negatives_by_passage(kept, words, num_negatives)
-    rows = [Row(pair.query, pair.passage, texts, None, None, pair.split) for pair, texts in zip(kept, negatives, strict=True)]
-    return Built(rows, [standard_library()], dropped)
+    return with_negatives(pairs, [standard_library()], num_negatives, max_rows)
 
 
 def read_sections() -> list[Section]:
-    """All sections of all topics, topics by name, each in its own order."""
+    """All sections of all topics, in an order by the hash of their titles; those of one title in their own order."""
     source = (standard_library_folder() / "pydoc_data" / "topics.py").read_text(encoding="utf-8")
     assignment = ast.parse(source).body[0]
     topics: dict[str, str] = ast.literal_eval(assignment.value) if isinstance(assignment, ast.Assign) else {}
-    return [section for name in sorted(topics) for section in _sections(topics[name])]
+    sections = [section for name in sorted(topics) for section in _sections(topics[name])]
+    return sorted(sections, key=lambda section: key("section", section.title))
 
 
 def pieces(section: Section) -> list[str]:
@@ -62,26 +59,32 @@ def pieces(section: Section) -> list[str]:
     return [text for text in texts[:MAX_PIECES] if len(text) >= MIN_PASSAGE]
 
 
-def _sections(topic: str) -> Iterator[Section]:
-    """Cut a topic at its headings (underlined) and entries (a signature with an indented block below it)."""
-    section = Section("")
+def _sections(topic: str) -> list[Section]:
+    """Cut a topic at its headings (underlined) and entries (a signature with an indented block below it).
+
+    An entry holds what is indented under it; what comes after belongs to the heading again.
+    """
+    heading = entry = Section("")
+    sections = [heading]
+    margin = 0  # of the entry
     blocks = [block for block in re.split(r"\n[ \t]*\n", topic) if block.strip()]
     for block, following in zip(blocks, [*blocks[1:], ""], strict=True):
         lines = block.splitlines()
-        if (len(lines) == 2 and UNDERLINE.fullmatch(lines[1].strip())) or (
-            _indent(following) > _indent(block) and all(ENTRY.fullmatch(line.strip()) for line in lines[:1]) and len(lines) <= 4
-        ):
-            yield section
-            section = Section(_one_line(lines[0]))
+        if len(lines) == 2 and UNDERLINE.fullmatch(lines[1].strip()):
+            heading = entry = Section(_one_line(lines[0]))
+            sections.append(heading)
+        elif len(lines) <= 4 and ENTRY.fullmatch(lines[0].strip()) and _indent(following) > _indent(block):
+            entry, margin = Section(_one_line(lines[0])), _indent(block)
+            sections.append(entry)
         elif _is_prose(block):
-            section.paragraphs.append(_one_line(block))
-    yield section
+            (entry if _indent(block) > margin else heading).paragraphs.append(_one_line(block))
+    return sections
 
 
 def _one_line(block: str) -> str:
     """A block as a reader would say it: no line breaks, no emphasis marks, words that were broken at a hyphen put together."""
     text = re.sub(r"-\n\s*", "-", block)
-    return re.sub(r"\*{1,2}([^*\s][^*]*)\*{1,2}", r"\1", " ".join(text.split())).removeprefix("* ")
+    return EMPHASIS.sub(r"\1", " ".join(text.split())).removeprefix("* ")
 
 
 def _indent(block: str) -> int:
