@@ -5,7 +5,7 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Annotated, Literal
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, PositiveInt
 
 from mlembed_core.config.base import Name, Section
 
@@ -21,16 +21,9 @@ class LocalTask(Section):
 
     type: TaskType
     source: Name
-    max_queries: PositiveInt | None = Field(None, description="queries (or pairs, or texts) kept, chosen by hash")
-    max_documents: PositiveInt | None = Field(
-        None, description="retrieval: size of the pool, the kept queries' answers first, then others by hash; null: all test passages"
+    max_queries: PositiveInt | None = Field(
+        None, description="queries (or pairs, or texts) kept, chosen by hash; of passages, those that answer them"
     )
-
-    @model_validator(mode="after")
-    def _documents_belong_to_retrieval(self) -> LocalTask:
-        if self.max_documents is not None and self.type is not TaskType.RETRIEVAL:
-            raise ValueError(f"max_documents={self.max_documents} has no effect on {self.type}; only retrieval has documents, remove it")
-        return self
 
 
 class LocalSuite(Section):

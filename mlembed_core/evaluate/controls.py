@@ -38,7 +38,7 @@ RIDGE = 1e-6  # keeps the Gram matrix of unit vectors positive definite when tex
 
 _normalise = normalizers.Sequence([normalizers.NFKC(), normalizers.Replace(Regex(CAMEL_CASE), " "), normalizers.Lowercase()])
 _split_words = pre_tokenizers.Split(Regex(r"[\p{L}\p{M}\p{N}]+"), behavior="removed", invert=True)
-CHARACTERS = {"analyzer": "char_wb", "ngram_range": (1, 4), "preprocessor": _normalise.normalize_str}
+CHARACTERS = {"analyzer": "char_wb", "ngram_range": (2, 4)}
 
 
 def words(text: str) -> list[str]:

@@ -178,6 +178,10 @@ list.sort(*, key=None,
 
    >>> an_example(of_the, thing)
 
+key in d
+
+   Returns whether *d* has it; "**" unpacks a *mapping* into it.
+
 Lists are mutable, as was said above, and tuples are not.
 """
 

@@ -1,5 +1,7 @@
 """The training loop: killed and resumed is uninterrupted, bit for bit; a loss that is no number stops it and says where."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from accelerate import Accelerator
@@ -92,4 +94,4 @@ def test_the_learning_rate_warms_up_and_ends_at_its_floor(cache):
     assert rates[0] == pytest.approx(1e-4)
     assert max(rates) == rates[9] == rates[10] == 1e-3
     assert rates[100] == pytest.approx(1e-5)
-    assert all(later <= earlier for earlier, later in zip(rates[10:], rates[11:], strict=False))
+    assert all(later <= earlier for earlier, later in pairwise(rates[10:]))

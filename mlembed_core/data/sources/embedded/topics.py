@@ -15,7 +15,7 @@ MIN_PASSAGE = 60
 MAX_PIECES = 6  # of one section: the long ones have dozens of paragraphs
 UNDERLINE = re.compile(r"[*=\-~^]{3,}")
 ENTRY = re.compile(r"(?:(?:class|coroutine|async|exception)\s+)?[A-Za-z_][\w.]*(?:\(.*)?|[\w\[\].=]+(?: [\w\[\].=]+){1,3}")  # key not in d
-EMPHASIS = re.compile(r"(?<![\w*\"'])\*{1,2}(\w(?:[^*]*\w)?)\*{1,2}(?![\w*\"'])")
+EMPHASIS = re.compile(r"(?<![\w*\"'])\*{1,2}([^\s*](?:[^*]*[^\s*])?)\*{1,2}(?![\w*\"'])")
 WORD = re.compile(r"[A-Za-z]{2,}")
 STATEMENT = re.compile(r"(?:def|class|import|from|if|for|while|with|async|try)\b.*:\s*$", re.MULTILINE)
 REMARK = re.compile(r"(?:Changed in version|New in version|Deprecated since|Source code:|See also)")
@@ -73,12 +73,18 @@ def _sections(topic: str) -> list[Section]:
         if len(lines) == 2 and UNDERLINE.fullmatch(lines[1].strip()):
             heading = entry = Section(_one_line(lines[0]))
             sections.append(heading)
-        elif len(lines) <= 4 and ENTRY.fullmatch(lines[0].strip()) and _indent(following) > _indent(block):
+        elif _indent(following) > _indent(block) and _names_an_entry(lines):
             entry, margin = Section(_one_line(lines[0])), _indent(block)
             sections.append(entry)
         elif _is_prose(block):
             (entry if _indent(block) > margin else heading).paragraphs.append(_one_line(block))
     return sections
+
+
+def _names_an_entry(lines: list[str]) -> bool:
+    """One signature, that may go on over a few lines, or a whole list of them."""
+    matching = [bool(ENTRY.fullmatch(line.strip())) for line in lines]
+    return all(matching) or (matching[0] and len(lines) <= 4)
 
 
 def _one_line(block: str) -> str:
