@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Mapping
+from enum import StrEnum
 from typing import Annotated, Any, TypeVar, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
@@ -24,6 +25,13 @@ def _check_name(value: str) -> str:
 
 
 Name = Annotated[str, AfterValidator(_check_name)]
+
+
+class Precision(StrEnum):
+    """Of the arithmetic; weights and optimizer state are float32 in any case."""
+
+    FP32 = "fp32"
+    BF16 = "bf16"  # autocast
 
 
 class Section(BaseModel):

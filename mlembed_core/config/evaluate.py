@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, PositiveInt
 
-from mlembed_core.config.base import Name, Section
+from mlembed_core.config.base import Name, Precision, Section
 
 
 class TaskType(StrEnum):
@@ -57,4 +57,5 @@ class EvaluationParams(Section):
 
     submodels: list[SubmodelParams] = Field(min_length=1, description="scored one by one; {} is the full model")
     batch_tokens: PositiveInt = Field(8192, description="tokens encoded at a time")
+    precision: Precision = Precision.FP32
     num_threads: PositiveInt

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pydantic import Field, model_validator
+from pydantic import Field, NonNegativeInt, model_validator
 
 from mlembed_core.config.axes import resolve_axes
 from mlembed_core.config.base import Name, Section, pick
@@ -17,7 +17,7 @@ class Params(Section):
     """Everything that can change a result."""
 
     name: Name = Field(description="the model's name in the registry")
-    seed: int
+    seed: NonNegativeInt
     sources: Sources = Field(min_length=1)
     tokenizer: TokenizerParams
     backbone: BackboneParams

@@ -7,13 +7,8 @@ from typing import Annotated
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
-from mlembed_core.config.base import Name, Section
+from mlembed_core.config.base import Name, Precision, Section
 from mlembed_core.config.data import Kind
-
-
-class Precision(StrEnum):
-    FP32 = "fp32"
-    BF16 = "bf16"  # autocast; weights and optimizer state stay fp32
 
 
 class Schedule(StrEnum):

@@ -98,6 +98,10 @@ class TfidfEncoder(AbsEncoder):  # type: ignore[misc]
 
     Features are hashed, so that a word which training never held still counts (with the highest weight) when query and document
     share it; a fixed vocabulary would throw away just the rare names that lexical matching is good at.
+
+    Args:
+        features: what scikit-learn's ``HashingVectorizer`` shall count.
+        train: texts that give the document frequencies, already cut to the budget.
     """
 
     def __init__(self, name: str, features: dict[str, Any], budget: TokenBudget, train: Sequence[str]) -> None:
@@ -105,7 +109,7 @@ class TfidfEncoder(AbsEncoder):  # type: ignore[misc]
         self._budget = budget
         self._hash = HashingVectorizer(**features, n_features=NUM_BUCKETS, norm=None, alternate_sign=False)
         self._weigh = TfidfTransformer(sublinear_tf=True)
-        self._weigh.fit(self._hash.transform(budget.cut(train)))
+        self._weigh.fit(self._hash.transform(train))
         self._train: dict[str, tuple[SparseVectors, NDArray[np.float64]]] = {}
 
     def encode(
@@ -134,9 +138,9 @@ class TfidfEncoder(AbsEncoder):  # type: ignore[misc]
     def _rotate(self, vectors: SparseVectors, task: str, *, is_train: bool) -> NDArray[np.float32]:
         """Coordinates in a basis of the space that the train texts span.
 
-        All inner products with train texts stay what they are, and a linear classifier with an L2 penalty never looks outside that
-        space, so it is the same classifier, with a few thousand coefficients per class in place of two million. mteb encodes the
-        train split of a classification task first.
+        All inner products with train texts stay what they are. What lies outside that space changes neither which centroid is nearest
+        nor a linear classifier with an L2 penalty, so the labels are the same ones, from a few thousand coordinates in place of two
+        million. mteb encodes the train split of a classification task first.
         """
         if is_train:
             gram = (vectors @ vectors.T).toarray().astype(np.float64)
@@ -184,9 +188,10 @@ class Bm25Search:
 
 
 def lexical_contestants(budget: TokenBudget, train: Sequence[str]) -> list[Contestant]:
-    """The three of them."""
+    """The three of them, document frequencies from ``train``."""
+    seen = budget.cut(train)
     return [
-        Contestant(TfidfEncoder(WORD_TFIDF, {"analyzer": words}, budget, train), WORD_TFIDF),
-        Contestant(TfidfEncoder(CHAR_TFIDF, CHARACTERS, budget, train), CHAR_TFIDF),
+        Contestant(TfidfEncoder(WORD_TFIDF, {"analyzer": words}, budget, seen), WORD_TFIDF),
+        Contestant(TfidfEncoder(CHAR_TFIDF, CHARACTERS, budget, seen), CHAR_TFIDF),
         Contestant(Bm25Search(budget), BM25, can_do=Bm25Search.can_do),
     ]

@@ -130,7 +130,7 @@ class SubmodelEncoder(AbsEncoder):  # type: ignore[misc]  # mteb is not type-che
         states = self._store.states(texts, self.submodel)
         where = f"{self.setting} {self.submodel.name} on task {task_metadata.name} (split {hf_split}, subset {hf_subset})"
         check_vectors(states, texts, width=self.submodel.dim, where=where)
-        vectors = states / np.linalg.norm(states, axis=1, keepdims=True)
+        vectors: Vectors = states / np.linalg.norm(states, axis=1, keepdims=True)
         check_distinct(vectors, texts, where=where)
         return vectors
 
@@ -165,7 +165,7 @@ def check_vectors(vectors: Vectors, texts: Sequence[str], *, width: int, where: 
         if wrong.any():
             first = int(wrong.argmax())
             raise EvaluationError(
-                f"{where}: {int(wrong.sum()):,} of {len(texts):,} vectors have {problem}, the first for text {first}: {texts[first][:80]!r}. "
+                f"{where}: {int(wrong.sum()):,} of {len(texts):,} vectors have {problem}, first that of text {first}: {texts[first][:80]!r}. "
                 "mteb would score them as if nothing were wrong. Train again from a checkpoint before the weights broke "
                 "(models/*/loss_curve.csv shows where)."
             )

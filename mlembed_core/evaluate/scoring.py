@@ -225,14 +225,18 @@ def _score_task(suite: str, task: AbsTask, contestant: Contestant) -> list[Score
             show_progress_bar=False,
             encode_kwargs={"batch_size": DATALOADER_ROWS, "show_progress_bar": False},
         )
-    rows = []
-    for task_result in result.task_results:
-        for split, subsets in task_result.scores.items():
-            for scores in subsets:
-                languages = [code.split("-")[0] for code in scores["languages"]]
-                for metric in sorted(key for key, value in scores.items() if key not in NO_METRICS and isinstance(value, int | float)):
-                    rows.append(_row(suite, task, contestant, scores["hf_subset"], split, languages, metric, scores[metric]))
-    return rows
+    return [
+        _row(suite, task, contestant, scores["hf_subset"], split, [code.split("-")[0] for code in scores["languages"]], metric, value)
+        for task_result in result.task_results
+        for split, subsets in task_result.scores.items()
+        for scores in subsets
+        for metric, value in sorted(_metrics(scores).items())
+    ]
+
+
+def _metrics(scores: Mapping[str, Any]) -> dict[str, float]:
+    """The numbers among what mteb writes down for a subset."""
+    return {key: value for key, value in scores.items() if key not in NO_METRICS and isinstance(value, int | float)}
 
 
 def _row(

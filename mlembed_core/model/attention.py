@@ -29,6 +29,7 @@ ALL_ATTENTION_FUNCTIONS.register(NAME, _attention)
 ALL_MASK_ATTENTION_FUNCTIONS.register(NAME, ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])
 
 
-def use_float32_attention(backbone: Any) -> None:
-    """Switch a transformers model that computes on the CPU to float32 attention; its weights stay as they are."""
-    backbone.set_attn_implementation(NAME)
+def use_float32_attention(backbone: Any, device: torch.device) -> None:
+    """Switch a transformers model to float32 attention if it computes on a CPU; elsewhere bfloat16 attention is the fast one."""
+    if device.type == "cpu":
+        backbone.set_attn_implementation(NAME)

@@ -19,8 +19,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from mlembed_core.artifacts import read_json, sha256_file
+from mlembed_core.config.base import Precision
 from mlembed_core.config.grid import Shape, Submodel, resolve_submodel
 from mlembed_core.errors import ArtifactError
+from mlembed_core.model.attention import use_float32_attention
 from mlembed_core.model.checkpoint import CHECKPOINT_FACTS, FACTORS, FORMAT_VERSION
 from mlembed_core.model.low_rank import LowRankEmbedding
 from mlembed_core.model.network import Network
@@ -50,23 +52,45 @@ class Encoder:
         max_length: tokens of one text, EOS included; longer texts are cut.
     """
 
-    def __init__(self, network: Network, tokenizer: Any, *, max_length: int, axes: TrainedAxes, submodel: Submodel | None = None) -> None:
+    def __init__(
+        self,
+        network: Network,
+        tokenizer: Any,
+        *,
+        max_length: int,
+        axes: TrainedAxes,
+        submodel: Submodel | None = None,
+        precision: Precision = Precision.FP32,
+    ) -> None:
         self.network = network.eval()
         self.shape: Shape = network.shape
         self.submodel = submodel or self.shape.full
         self.axes = axes
         self.max_length = max_length
+        self._device = next(network.parameters()).device
+        self._precision = precision
+        if precision is Precision.BF16:
+            use_float32_attention(network.backbone, self._device)
         self._tokenizer = tokenizer
         self._tokenizer.no_padding()
         self._tokenizer.enable_truncation(max_length=max_length)
 
     @classmethod
-    def from_folder(cls, folder: Path, *, layers: int | None = None, dim: int | None = None, rank: int | None = None) -> Encoder:
+    def from_folder(
+        cls,
+        folder: Path,
+        *,
+        layers: int | None = None,
+        dim: int | None = None,
+        rank: int | None = None,
+        precision: Precision = Precision.FP32,
+    ) -> Encoder:
         """Open a checkpoint that this project wrote.
 
         Args:
             folder: with ``config.json``, ``model.safetensors``, ``tokenizer.json`` and ``mlembed.json``.
             layers, dim, rank: the submodel; None leaves that axis whole.
+            precision: bf16 is about twice as fast where the processor has it; vectors differ by some 1e-3.
 
         Raises:
             ArtifactError: a file is missing, damaged or of another format version.
@@ -90,7 +114,14 @@ class Encoder:
             network.embedding = LowRankEmbedding(*_read_factors(folder / FACTORS))
         axes = TrainedAxes(*(None if facts[axis] is None else tuple(facts[axis]) for axis in ("mrl_dims", "mll_layers", "mel_ranks")))
         tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        encoder = cls(network.requires_grad_(requires_grad=False), tokenizer, max_length=facts["max_length"], axes=axes, submodel=submodel)
+        encoder = cls(
+            network.requires_grad_(requires_grad=False),
+            tokenizer,
+            max_length=facts["max_length"],
+            axes=axes,
+            submodel=submodel,
+            precision=precision,
+        )
         if layers is not None:
             # Layers above the cut would only cost time and memory.
             network.backbone.layers = network.backbone.layers[:layers]
@@ -126,12 +157,13 @@ class Encoder:
             batch_tokens: how many tokens to encode at a time.
         """
         states = np.empty((len(layers), len(texts), self.shape.dim), dtype=np.float32)
-        device = next(self.network.parameters()).device
         for bucket in pack(self.token_ids(texts), max_tokens=batch_tokens):
             order = bucket.order.numpy()
             # A bucket keeps its own order here, so that its rows go straight to their places.
-            alone = type(bucket)(bucket.ids, bucket.last, torch.arange(len(order))).to(device)
-            states[:, order] = self.network([alone], layers, rank).float().cpu().numpy()
+            alone = type(bucket)(bucket.ids, bucket.last, torch.arange(len(order))).to(self._device)
+            with torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=self._precision is Precision.BF16):
+                pooled = self.network([alone], layers, rank)
+            states[:, order] = pooled.float().cpu().numpy()
         return states
 
     def num_parameters(self, submodel: Submodel) -> dict[str, int]:

@@ -80,12 +80,28 @@ class Network(nn.Module):
             return hook
 
         handles = [self.backbone.layers[depth - 1].register_forward_hook(keep(depth)) for depth in exits]
+        handles += _only_pooled(self.backbone.layers[-1], rows, bucket.last)
         try:
             self.backbone(inputs_embeds=self.embedding(bucket.ids, rank), use_cache=False)
         finally:
             for handle in handles:
                 handle.remove()
         return cast("Tensor", self.norm(torch.stack([pooled[depth] for depth in exits])))
+
+
+def _only_pooled(layer: nn.Module, rows: Tensor, last: Tensor) -> list[Any]:
+    """Let the last layer compute what follows its attention for the pooled tokens alone: nobody reads the others.
+
+    The output projection and the MLP get one token per text; adding that to the residual stream broadcasts it, which is right at
+    the pooled token and of no consequence elsewhere. Layers with other names inside compute everything.
+    """
+    attention = getattr(layer, "self_attn", None)
+    modules = (getattr(attention, "o_proj", None), getattr(layer, "post_attention_layernorm", None))
+
+    def pick(_module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor]:
+        return (inputs[0][rows, last][:, None],)
+
+    return [module.register_forward_pre_hook(pick) for module in modules if module is not None]
 
 
 class DenseEmbedding(nn.Module):

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import NonNegativeInt
 
 from mlembed_core.artifacts import Workspace, write_manifest, writing
 from mlembed_core.config.base import Section
@@ -22,7 +23,7 @@ class Config(Section):
     """What this stage reads of the parameters."""
 
     backbone: BackboneParams
-    seed: int
+    seed: NonNegativeInt
 
 
 def run(workspace: Workspace) -> None:

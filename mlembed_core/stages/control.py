@@ -29,7 +29,6 @@ def run(workspace: Workspace, suite: str) -> None:
         ConfigError: an unknown suite or benchmark.
         ArtifactError: the backbone, the tokenizer or a source is missing or damaged.
         DataError: a source has no rows to ask questions from.
-        SubmodelError: ``evaluation.submodels`` names a cut that the backbone does not have.
         EvaluationError: the backbone gives vectors that cannot be right.
     """
     config = load(workspace.params_file, Config)
@@ -42,13 +41,13 @@ def run(workspace: Workspace, suite: str) -> None:
     from mlembed_core.data.tokenize import load_tokenizer
     from mlembed_core.evaluate.controls import TokenBudget, lexical_contestants, train_texts
     from mlembed_core.evaluate.encoder import StateStore
-    from mlembed_core.evaluate.scoring import resolve_submodels, score_suite, submodel_contestants, summary, write_summary, write_table
+    from mlembed_core.evaluate.scoring import score_suite, submodel_contestants, summary, write_summary, write_table
     from mlembed_core.evaluate.suites import suite_tasks, uses_instructions
     from mlembed_core.model.encoder import Encoder, weights_hash
 
     tasks = suite_tasks(suite, params, sources=workspace.sources)
-    encoder = Encoder.from_folder(workspace.backbone)
-    submodels = resolve_submodels(config.evaluation.submodels, encoder.shape, model=str(workspace.backbone))
+    encoder = Encoder.from_folder(workspace.backbone, precision=config.evaluation.precision)
+    submodels = [encoder.shape.full]  # the whole model: what training added to the cuts is the report's comparison of settings
     store = StateStore(encoder, submodels, batch_tokens=config.evaluation.batch_tokens)
     revision = weights_hash(workspace.backbone)
     contestants = submodel_contestants(

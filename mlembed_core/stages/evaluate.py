@@ -46,7 +46,7 @@ def run(workspace: Workspace, setting: str, suite: str) -> None:
     from mlembed_core.model.encoder import Encoder, weights_hash
 
     tasks = suite_tasks(suite, params, sources=workspace.sources)
-    encoder = Encoder.from_folder(folder)
+    encoder = Encoder.from_folder(folder, precision=config.evaluation.precision)
     submodels = resolve_submodels(config.evaluation.submodels, encoder.shape, model=str(folder))
     store = StateStore(encoder, submodels, batch_tokens=config.evaluation.batch_tokens)
     revision = weights_hash(folder)

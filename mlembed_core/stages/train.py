@@ -16,6 +16,7 @@ from typing import Any
 import pandas as pd
 import torch
 from accelerate import Accelerator
+from pydantic import NonNegativeInt
 
 from mlembed_core.artifacts import Workspace, hash_of, manifest_hash, write_manifest, writing
 from mlembed_core.config.axes import Axes, resolve_axes
@@ -41,7 +42,7 @@ class Config(Section):
     """What this stage reads of the parameters."""
 
     name: Name
-    seed: int
+    seed: NonNegativeInt
     settings: Settings
     train: TrainParams
 

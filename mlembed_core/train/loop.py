@@ -19,7 +19,8 @@ from accelerate import Accelerator
 from torch import nn
 
 from mlembed_core.config.axes import Axes
-from mlembed_core.config.train import Precision, TrainParams
+from mlembed_core.config.base import Precision
+from mlembed_core.config.train import TrainParams
 from mlembed_core.data.sampler import Sampler
 from mlembed_core.data.store import TrainingCache
 from mlembed_core.errors import MlembedError
@@ -88,8 +89,8 @@ def train(
         first, progress = resumed
         curves = Curves(**progress)
         accelerator.print(f"resuming after step {first} of {sampler.num_steps}")
-    if accelerator.device.type == "cpu" and params.precision is Precision.BF16:
-        use_float32_attention(network.backbone)
+    if params.precision is Precision.BF16:
+        use_float32_attention(network.backbone, accelerator.device)
     model, optimizer = accelerator.prepare(network, optimizer)
     model.train()
 

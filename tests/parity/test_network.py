@@ -116,3 +116,25 @@ def test_the_sampled_rank_gets_gradient_in_its_columns_only():
     gradient = network.embedding.u.grad
     assert gradient[:, :3].abs().sum() > 0
     assert gradient[:, 3:].abs().sum() == 0
+
+
+@pytest.mark.parametrize("exits", [[LAYERS], [1, 2, LAYERS]])
+def test_gradients_equal_those_of_the_stock_model(exits):
+    """The last layer works on pooled tokens only, padding and other texts share its rectangle: no gradient may notice."""
+    ids = texts(count=9)
+    model = stock()
+    loss = 0
+    for text in ids:
+        hidden = model(torch.from_numpy(text)[None], output_hidden_states=True).hidden_states
+        states = [hidden[depth][0, -1] if depth == LAYERS else model.norm(hidden[depth][0, -1]) for depth in exits]
+        loss = loss + sum(state.sin().sum() for state in states)
+    loss.backward()
+    expected = {name: parameter.grad for name, parameter in model.named_parameters()}
+
+    network = Network(stock())
+    network(pack(ids), exits).sin().sum().backward()
+    found = {name.removeprefix("backbone.").replace("embedding.", "embed_tokens."): p.grad for name, p in network.named_parameters()}
+    assert found.keys() == expected.keys()
+    for name, gradient in expected.items():
+        # float32 inside the stock norms and rotary embedding, whatever the weights are
+        assert ((found[name] - gradient).norm() / gradient.norm()).item() < 1e-5, name
