@@ -31,10 +31,9 @@ from mlembed_core.model.network import Network
 from mlembed_core.model.resolve import load_folder
 from mlembed_core.train.distributed import world_size
 from mlembed_core.train.launch import EXPECTED_WORLD_SIZE
-from mlembed_core.train.loop import Curves, train
+from mlembed_core.train.loop import LOSS_COLUMNS, Curves, train
 from mlembed_core.train.tracking import open_run
 
-LOSS_COLUMNS = ["step", "source", "loss", "learning_rate", "grad_norm", "rank", "tokens"]
 VALIDATION_COLUMNS = ["step", "source", "layers", "dim", "loss"]
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,17 +24,16 @@ from mlembed_core.config.train import TrainParams
 from mlembed_core.data.sampler import Sampler
 from mlembed_core.data.store import TrainingCache
 from mlembed_core.errors import MlembedError
-from mlembed_core.losses.matryoshka import prefix_cosines
 from mlembed_core.model.attention import use_float32_attention
 from mlembed_core.model.network import Network
-from mlembed_core.model.pack import pack
 from mlembed_core.progress import Reporter
 from mlembed_core.train import resume
 from mlembed_core.train.optimizer import learning_rate, make_optimizer
-from mlembed_core.train.step import draw_rank, step_loss
+from mlembed_core.train.step import StepLoss, draw_rank, step_loss
 from mlembed_core.train.tracking import loss_metrics, validation_metrics
+from mlembed_core.train.validation import validate
 
-VALIDATION_ROWS = 128  # of each source; more only makes the curve smoother
+LOSS_COLUMNS = ("step", "source", "loss", "learning_rate", "grad_norm", "rank", "tokens")
 
 
 class TrainingError(MlembedError):
@@ -94,91 +93,61 @@ def train(
     model, optimizer = accelerator.prepare(network, optimizer)
     model.train()
 
+    in_use = [source for source in sampler.sources if params.source_weights is None or params.source_weights.get(source.name)]
     with Reporter("training", sampler.num_steps, "steps") as reporter:
         reporter.advance(first)
         started, tokens = time.monotonic(), 0
         for step in range(first, sampler.num_steps):
             batch = sampler.batch(step)
             rate = learning_rate(step, sampler.num_steps, params)
-            for group in optimizer.param_groups:
-                group["lr"] = rate
             with _autocast(accelerator, params.precision):
                 result = step_loss(model, cache, sampler, batch, step=step, seed=seed, axes=axes, params=params)
-            accelerator.backward(result.terms.total)
-            norm = accelerator.clip_grad_norm_(model.parameters(), params.max_grad_norm)
-            loss = float(accelerator.reduce(result.terms.total.detach(), reduction="mean"))
-            if not (np.isfinite(loss) and bool(torch.isfinite(norm))):
+            loss, norm = _update(model, optimizer, accelerator, result, rate=rate, max_grad_norm=params.max_grad_norm)
+            if not (np.isfinite(loss) and np.isfinite(norm)):
                 raise TrainingError(
-                    f"step {step}: loss {loss}, gradient norm {float(norm)}, source {batch.source.name}, rows {batch.rows[:8].tolist()} …. "
+                    f"step {step}: loss {loss}, gradient norm {norm}, source {batch.source.name}, rows {batch.rows[:8].tolist()} …. "
                     "Lower train.learning_rate, or look at these rows."
                 )
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
 
-            done = step + 1
+            done, last = step + 1, step + 1 == sampler.num_steps
             tokens += result.num_tokens
-            if done % params.log_every == 0 or done == sampler.num_steps:
-                row = {
-                    "step": done,
-                    "source": batch.source.name,
-                    "loss": loss,
-                    "learning_rate": rate,
-                    "grad_norm": float(norm),
-                    "rank": draw_rank(axes, seed=seed, step=step),
-                    "tokens": result.num_tokens,
-                }
+            speed = tokens / max(time.monotonic() - started, 1e-9)
+            if last or done % params.log_every == 0:
+                mel_rank = draw_rank(axes, seed=seed, step=step)
+                values = (done, batch.source.name, loss, rate, norm, mel_rank, result.num_tokens)
+                row = dict(zip(LOSS_COLUMNS, values, strict=True))
                 curves.loss.append(row)
-                speed = tokens / max(time.monotonic() - started, 1e-9)
                 log(done, loss_metrics(row) | {"tokens_per_second": speed})
-            if done == sampler.num_steps or (params.validate_every and done % params.validate_every == 0):
-                held_out = validate(network, cache, sampler, axes=axes, params=params)
+            if last or (params.validate_every and done % params.validate_every == 0):
+                with _autocast(accelerator, params.precision):
+                    held_out = validate(network, cache, in_use, axes=axes, temperature=params.temperature)
                 curves.validation += [{"step": done, **row} for row in held_out]
                 for row in held_out:
                     log(done, validation_metrics(row))
-            if (
-                params.checkpoint_every
-                and (done % params.checkpoint_every == 0 or done == sampler.num_steps)
-                and accelerator.is_main_process
-            ):
-                resume.save(
-                    state_folder,
-                    step=done,
-                    network=network,
-                    optimizer=cast("Any", optimizer).optimizer,
-                    progress={"loss": curves.loss, "validation": curves.validation},
-                )
-            reporter.advance(note=f"loss {loss:.3f}, {tokens / max(time.monotonic() - started, 1e-9):,.0f} tokens/s")
+            if params.checkpoint_every and (last or done % params.checkpoint_every == 0) and accelerator.is_main_process:
+                inner = cast("Any", optimizer).optimizer
+                resume.save(state_folder, step=done, network=network, optimizer=inner, progress=asdict(curves))
+            reporter.advance(note=f"loss {loss:.3f}, {speed:,.0f} tokens/s")
     return curves
 
 
-@torch.no_grad()
-def validate(network: Network, cache: TrainingCache, sampler: Sampler, *, axes: Axes, params: TrainParams) -> list[dict[str, Any]]:
-    """In-batch cross-entropy of held-out rows, at every trained exit and dim, the table at its full rank.
+def _update(
+    model: nn.Module, optimizer: torch.optim.Optimizer, accelerator: Accelerator, result: StepLoss, *, rate: float, max_grad_norm: float
+) -> tuple[float, float]:
+    """Backward pass and optimizer step; a gradient that is not finite changes no weight.
 
-    Deterministic: always the first rows of each source's held-out part. A source without enough of them is left out.
+    Returns:
+        Loss of the global batch, and the gradient's norm before clipping.
     """
-    network.eval()
-    device = next(network.parameters()).device
-    rows = []
-    for source in sampler.sources:
-        held_out = np.arange(source.validation.start, min(source.validation.stop, source.validation.start + VALIDATION_ROWS))
-        if len(held_out) < 2:
-            continue
-        queries, passages = cache.query_ids(held_out), cache.passage_ids(held_out)
-        _, firsts = np.unique(passages, return_index=True)  # a passage that stands twice would be its own false negative
-        firsts.sort()
-        texts = [cache.tokens(int(text)) for text in [*queries[firsts], *passages[firsts]]]
-        states = network([bucket.to(device) for bucket in pack(texts)], axes.mll_layers, None).float()
-        count = len(firsts)
-        for layers, exit_states in zip(axes.mll_layers, states, strict=True):
-            cosines = prefix_cosines(exit_states[:count], exit_states[count:], axes.mrl_dims) / params.temperature
-            losses = nn.functional.cross_entropy(
-                cosines.flatten(0, 1), torch.arange(count, device=device).repeat(len(axes.mrl_dims)), reduction="none"
-            )
-            for dim, loss in zip(axes.mrl_dims, losses.view(-1, count).mean(dim=1), strict=True):
-                rows.append({"source": source.name, "layers": layers, "dim": dim, "loss": float(loss)})
-    network.train()
-    return rows
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    accelerator.backward(result.terms.total)
+    norm = float(accelerator.clip_grad_norm_(model.parameters(), max_grad_norm))
+    loss = float(accelerator.reduce(result.terms.total.detach(), reduction="mean"))
+    if np.isfinite(norm):
+        optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return loss, norm
 
 
 def _autocast(accelerator: Accelerator, precision: Precision) -> Any:
