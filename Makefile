@@ -47,7 +47,7 @@ $(DVC_READY): constraints-dvc.txt
 	@touch $(DVC_READY)
 
 demo: $(READY) ## the whole pipeline on real text: data, training, scores, report, registry (minutes on two cores)
-	@mlembed doctor --quiet
+	@mlembed doctor
 	@dvc repro
 	@mlembed register --all
 	@mlembed summary

@@ -14,9 +14,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-from mlembed_core.artifacts import Workspace, read_manifest
+from mlembed_core.artifacts import Workspace
 from mlembed_core.config.load import load_all
 from mlembed_core.config.params import Params
+from mlembed_core.errors import ArtifactError
 
 SEEDS = (17, 18, 19)
 SUITE = "embedded"
@@ -33,7 +34,8 @@ def run_seed(workspace: Workspace, seed: int) -> Path:
     text = workspace.params_file.read_text(encoding="utf-8")
     (folder / "configs" / "params.yaml").write_text(text.replace(f"\nseed: {params.seed}\n", f"\nseed: {seed}\n"), encoding="utf-8")
     for name in FROM_DATA:
-        read_manifest(workspace.root / name, made_by="dvc repro")
+        if not (workspace.root / name).is_dir():
+            raise ArtifactError(f"{workspace.root / name} is missing; run `dvc repro` first")
         if not (folder / name).exists():
             (folder / name).symlink_to(workspace.root / name)
     commands = [["backbone"], ["control", SUITE]]

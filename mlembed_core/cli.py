@@ -141,6 +141,16 @@ def register(
 
 
 @app.command(rich_help_panel=PEOPLE)
+def preset(name: Annotated[str, typer.Argument(help="a file of configs/presets, without .yaml")]) -> None:
+    """Put a preset in place as configs/params.yaml; the next `dvc repro` runs what changed."""
+    from mlembed_core.config.presets import compose
+
+    workspace = Workspace.find()
+    workspace.params_file.write_text(compose(workspace.root / "configs" / "presets", name), encoding="utf-8")
+    typer.echo(f"configs/params.yaml is now the preset {name}. Next: dvc repro")
+
+
+@app.command(rich_help_panel=PEOPLE)
 def search(
     query: Annotated[str, typer.Argument(help="what to look for")],
     model: ModelOption,

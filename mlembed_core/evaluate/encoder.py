@@ -165,7 +165,8 @@ def check_vectors(vectors: Vectors, texts: Sequence[str], *, width: int, where: 
         if wrong.any():
             first = int(wrong.argmax())
             raise EvaluationError(
-                f"{where}: {int(wrong.sum()):,} of {len(texts):,} vectors have {problem}, first that of text {first}: {texts[first][:80]!r}. "
+                f"{where}: {int(wrong.sum()):,} of {len(texts):,} vectors have {problem}, the first is text "
+                f"{first}: {texts[first][:80]!r}. "
                 "mteb would score them as if nothing were wrong. Train again from a checkpoint before the weights broke "
                 "(models/*/loss_curve.csv shows where)."
             )
