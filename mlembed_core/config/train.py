@@ -44,6 +44,9 @@ class TrainParams(Section):
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     betas: tuple[float, float] = (0.9, 0.98)
     max_grad_norm: PositiveFloat = 1.0
+    bucket_tokens: PositiveInt | None = Field(
+        None, description="tokens encoded at a time; on a CPU some 1,000 stay in its caches. null: no bound"
+    )
     precision: Precision = Precision.BF16
     num_threads: PositiveInt = Field(description="CPU threads of one process; part of the result (sums are ordered by it)")
     log_every: PositiveInt = 10

@@ -56,7 +56,15 @@ def step_loss(
     share = slice(start, start + sizes[rank()]) if sizes[rank()] else slice(0, 1)
     rows = batch.rows[share]
     negative_ids = sampler.negatives(step, batch, objective.num_hard_negatives)[share] if objective.num_hard_negatives else None
-    encoded = _encode(network, cache, rows, negative_ids, exits=axes.mll_layers, mel_rank=draw_rank(axes, seed=seed, step=step))
+    encoded = _encode(
+        network,
+        cache,
+        rows,
+        negative_ids,
+        exits=axes.mll_layers,
+        mel_rank=draw_rank(axes, seed=seed, step=step),
+        bucket_tokens=params.bucket_tokens,
+    )
 
     counted = slice(0, sizes[rank()])
     queries, positives = encoded.queries[:, counted], encoded.positives[:, counted]
@@ -103,6 +111,7 @@ def _encode(
     *,
     exits: Sequence[int],
     mel_rank: int | None,
+    bucket_tokens: int | None,
 ) -> _Encoded:
     """States of the rows' texts; a text that occurs several times is encoded once."""
     query_ids, passage_ids = cache.query_ids(rows), cache.passage_ids(rows)
@@ -113,7 +122,7 @@ def _encode(
     unique, positions = np.unique(np.concatenate(parts), return_inverse=True)
     texts = [cache.tokens(int(text)) for text in unique]
     device = next(network.parameters()).device
-    states = network([bucket.to(device) for bucket in pack(texts)], exits, mel_rank)
+    states = network([bucket.to(device) for bucket in pack(texts, max_tokens=bucket_tokens)], exits, mel_rank)
     if states.dtype in (torch.bfloat16, torch.float16):
         states = states.float()  # a softmax at temperature 0.05 needs the digits
     index = torch.from_numpy(positions).to(device)
