@@ -11,11 +11,11 @@ SHELL := bash
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := $(CURDIR)/.venv
 DVC_VENV := $(CURDIR)/.venv-dvc
-TORCH := $(shell sed -n 's/^torch==/torch==/p' constraints.txt)
+TORCH := $(shell grep '^torch==' constraints.txt)
 export PATH := $(VENV)/bin:$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-# Written last, so that an interrupted set-up starts over; renewed when what it stands for changes.
+# Written last, so that an interrupted set-up goes on where it was; renewed when what it stands for changes.
 READY := $(VENV)/.ready
 DVC_READY := $(DVC_VENV)/.ready
 
@@ -27,22 +27,21 @@ help: ## this list
 setup: $(READY) ## build .venv (and DVC's own environment) from the pinned constraints
 
 $(READY): constraints.txt pyproject.toml $(DVC_READY)
-	@command -v git >/dev/null || { echo "git is not installed; install it with your system's package manager" >&2; exit 1; }
-	@'$(PYTHON)' -c 'import sys; sys.exit(sys.version_info[:2] < (3, 11))' 2>/dev/null || \
-	  { echo "Python 3.11 or newer is needed, found '$(PYTHON)'; run: make $(MAKECMDGOALS) PYTHON=/path/to/python3.11" >&2; exit 1; }
 	@echo "[setup] .venv: torch first, by its exact pin"
-	@test -x $(VENV)/bin/python || '$(PYTHON)' -m venv --clear $(VENV)
-	@python -m pip install --quiet $(if $(TORCH_INDEX_URL),--index-url $(TORCH_INDEX_URL)) '$(TORCH)'
+	@$(VENV)/bin/python -m pip --version >/dev/null 2>&1 || '$(PYTHON)' -m venv --clear $(VENV)
+	@$(VENV)/bin/python -m pip install --quiet $(if $(TORCH_INDEX_URL),--index-url $(TORCH_INDEX_URL)) '$(TORCH)'
 	@echo "[setup] .venv: everything else, as pinned in constraints.txt (about two minutes)"
-	@python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	@ln -sf $(DVC_VENV)/bin/dvc $(VENV)/bin/dvc
 	@touch $(READY)
 
 # DVC lives alone: with Dagster in one environment, its antlr pin breaks Dagster's selection syntax (docs/decisions/0002).
 $(DVC_READY): constraints-dvc.txt
-	@test -n '$(PYTHON)' || { echo "no python3 on PATH; install Python 3.11" >&2; exit 1; }
+	@command -v git >/dev/null || { echo "git is not installed; install it with your system's package manager" >&2; exit 1; }
+	@'$(PYTHON)' -c 'import sys; sys.exit(sys.version_info[:2] < (3, 11))' 2>/dev/null || \
+	  { echo "Python 3.11 or newer is needed, found '$(PYTHON)'; run: make $(MAKECMDGOALS) PYTHON=/path/to/python3.11" >&2; exit 1; }
 	@echo "[setup] .venv-dvc"
-	@test -x $(DVC_VENV)/bin/python || '$(PYTHON)' -m venv --clear $(DVC_VENV)
+	@$(DVC_VENV)/bin/python -m pip --version >/dev/null 2>&1 || '$(PYTHON)' -m venv --clear $(DVC_VENV)
 	@$(DVC_VENV)/bin/python -m pip install --quiet --constraint constraints-dvc.txt dvc
 	@touch $(DVC_READY)
 
