@@ -24,7 +24,7 @@ class Reporter:
         self._description = description
         self._total = total
         self._unit = unit
-        self._done = 0
+        self._done = self._shown = 0
         self._started = self._last_line = time.monotonic()
         self._bar: Progress | None = None
         self._console = Console(stderr=True)
@@ -56,13 +56,14 @@ class Reporter:
     def __exit__(self, *_: object) -> None:
         if self._bar is not None:
             self._bar.stop()
-        elif time.monotonic() - self._started >= PLAIN_INTERVAL_S:
+        elif self._done != self._shown and time.monotonic() - self._started >= PLAIN_INTERVAL_S:
             self._line("")
 
     def _rate(self) -> str:
         return f"{self._done / max(time.monotonic() - self._started, 1e-9):,.1f} {self._unit}/s"
 
     def _line(self, note: str) -> None:
+        self._shown = self._done
         elapsed = time.monotonic() - self._started
         left = ""
         if self._total and self._done:
