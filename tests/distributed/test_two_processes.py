@@ -43,7 +43,7 @@ def test_loss_and_every_gradient_are_equal(results, batch_size, step):
 def test_another_number_of_processes_than_asked_for_is_an_error(monkeypatch, capfd, tmp_path):
     """A profile that would silently start one process where two were meant."""
     (tmp_path / "configs" / "accelerate").mkdir(parents=True)
-    (tmp_path / "configs" / "params.yaml").write_text("")
+    shutil.copyfile(ROOT / "configs" / "params.yaml", tmp_path / "configs" / "params.yaml")
     shutil.copytree(ROOT / "tests" / "distributed", tmp_path / "tests" / "distributed")
     profile = (ROOT / "configs" / "accelerate" / "cpu.yaml").read_text().replace("num_processes: 1", "num_processes: 2")
     (tmp_path / "configs" / "accelerate" / "silent.yaml").write_text(profile)

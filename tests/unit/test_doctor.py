@@ -123,7 +123,7 @@ def test_invalid_params_are_shown(workspace: Workspace, edit: Callable[[str, str
 
 
 def test_more_threads_than_cores(workspace: Workspace, edit: Callable[[str, str], None]) -> None:
-    edit("evaluation:\n  num_threads: 2", "evaluation:\n  num_threads: 4096")
+    edit("evaluation:\n  num_threads: 1", "evaluation:\n  num_threads: 4096")
     finding = params_findings(workspace)["threads"]
     assert finding.status == Status.WARN
     assert "4096 threads" in finding.message
