@@ -18,6 +18,7 @@ import torch
 from accelerate import Accelerator
 from pydantic import NonNegativeInt
 
+from mlembed_core import lifeline
 from mlembed_core.artifacts import Workspace, hash_of, manifest_hash, write_manifest, writing
 from mlembed_core.config.axes import Axes, resolve_axes
 from mlembed_core.config.base import Name, Section, pick
@@ -145,6 +146,7 @@ def main() -> None:
     """What accelerate starts in each process."""
     if len(sys.argv) != 2:
         raise ConfigError(f"expected one setting, got {sys.argv[1:]}; use `mlembed train SETTING`")
+    lifeline.hold()
     try:
         run(Workspace.find(), sys.argv[1])
     except MlembedError as error:
