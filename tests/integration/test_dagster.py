@@ -226,7 +226,8 @@ def test_a_source_changed_by_hand_shows_on_exactly_what_was_made_from_it(done):
 
 
 def test_what_was_done_in_a_shell_appears_and_what_was_taken_back_too(done, servers, params):
-    before, lock = servers.versions(), (done / "dvc.lock").read_text()
+    before = servers.versions()
+    tracked = {path: path.read_text() for path in [done / "dvc.lock", *done.glob("scores/*/*.json")]}  # what git has
     params.write_text(params.read_text().replace("rank: 16", "rank: 8"))
     sync(done)
     assert failed_checks(done) == {("trained_model", "3d"), ("frontier_report", None), ("registered_model", "3d")}
@@ -240,8 +241,9 @@ def test_what_was_done_in_a_shell_appears_and_what_was_taken_back_too(done, serv
     sync(done)
     assert failed_checks(done) == set()
     assert set(servers.stale().values()) == {"FRESH"}
-    # An older commit's lock and parameters, checked out.
-    (done / "dvc.lock").write_text(lock)
+    # An older commit, checked out.
+    for path, text in tracked.items():
+        path.write_text(text)
     params.write_text(params.read_text().replace("rank: 8", "rank: 16"))
     run(done, "dvc", "checkout")
     run(done, "mlembed", "register", "--all")
