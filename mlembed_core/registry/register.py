@@ -23,7 +23,7 @@ from typing import Any
 from mlembed_core.artifacts import Workspace, canonical_json, manifest_hash, read_json, read_manifest, sha256_file, verify_files
 from mlembed_core.config.base import Name, Section, pick
 from mlembed_core.config.load import load, read_yaml
-from mlembed_core.config.model import Settings
+from mlembed_core.config.settings import Settings
 from mlembed_core.errors import ArtifactError
 from mlembed_core.registry.client import (
     AXES_TAG,
