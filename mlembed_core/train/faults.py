@@ -68,8 +68,8 @@ def naming_the_knobs(params: TrainParams) -> Iterator[None]:
         raise MachineError(
             f"out of memory in a training step ({reason}). In configs/params.yaml, train.grad_cache_tokens (now "
             f"{_shown(params.grad_cache_tokens)}; try 4096, then less) and train.bucket_tokens (now {_shown(params.bucket_tokens)}) help "
-            f"without changing the gradient; train.batch_size (now {params.batch_size}), fewer hard negatives in train.objectives and a shorter "
-            "tokenizer.max_length change it. More processes share the batch, too (MLEMBED_LAUNCHER)."
+            f"without changing the gradient; train.batch_size (now {params.batch_size}), fewer hard negatives in train.objectives "
+            "and a shorter tokenizer.max_length change it. More processes share the batch, too (MLEMBED_LAUNCHER)."
         ) from error
 
 
