@@ -159,7 +159,7 @@ def write_model(
             stage=f"train@{setting_name}",
             params=params,
             inputs=inputs,
-            counts={"parameters": num_parameters(network), "steps": int(loss["step"].iloc[-1]), "skipped_steps": len(curves.skipped)},
+            counts={"parameters": num_parameters(network), "steps": curves.steps, "skipped_steps": len(curves.skipped)},
             details=details,
         )
 

@@ -44,11 +44,13 @@ class Curves:
     """What is known of a run, free of times.
 
     Attributes:
-        loss: a row per logged step.
+        steps: done so far.
+        loss: a row per logged step that was not skipped.
         validation: a row per step, source, exit and dim.
         skipped: steps (from 0) that were left out, since their loss or gradient was not finite.
     """
 
+    steps: int = 0
     loss: list[dict[str, Any]] = field(default_factory=list)
     validation: list[dict[str, Any]] = field(default_factory=list)
     skipped: list[int] = field(default_factory=list)
@@ -163,6 +165,7 @@ class _Run:
             result = self._loss_with_gradient(batch, step)
         norm = float(self.accelerator.clip_grad_norm_(self.model.parameters(), self.params.max_grad_norm))
         outcome = _agreed(self.accelerator, result, learning_rate=rate, grad_norm=norm, stop=stop)
+        self.curves.steps = step + 1
         if self.guard.admits(batch, step=step, loss=outcome.loss, norm=norm):
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
@@ -188,7 +191,9 @@ class _Run:
         return result
 
     def note_loss(self, batch: Batch, outcome: _Outcome, done: int, *, tokens_per_second: float) -> None:
-        """A row of the loss curve, and the log's."""
+        """A row of the loss curve, and the log's; none for a step that was left out, whose loss is no number to draw."""
+        if self.curves.skipped[-1:] == [done - 1]:
+            return
         row = _loss_row(done, batch, outcome, mel_rank=draw_rank(self.axes, seed=self.seed, step=done - 1))
         self.curves.loss.append(row)
         self.log(done, loss_metrics(row) | {"tokens_per_second": tokens_per_second, "skipped_steps": len(self.curves.skipped)})
