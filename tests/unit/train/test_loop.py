@@ -80,7 +80,7 @@ def cache(tmp_path_factory):
         {"precision": "bf16"},
         {"dropout": 0.2},
         {"dropout": 0.2, "grad_cache_tokens": 40},
-        {"spoil": (4, 7), "max_skipped_steps": 2},
+        {"spoil": (3, 6), "max_skipped_steps": 2},
     ],
     ids=["fp32", "bf16", "dropout", "dropout in chunks", "with skipped steps"],
 )
