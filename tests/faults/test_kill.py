@@ -16,7 +16,7 @@ from tests.distributed.worker import write_cache
 from tests.faults.worker import KILL, KILL_RANK, NUM_STEPS, PAUSE, PLACES
 
 ROOT = Path(__file__).resolve().parents[2]
-WAIT_S = 120
+WAIT_S = 600
 
 
 def start(base, profile="cpu", **variables):
