@@ -16,6 +16,14 @@ class Schedule(StrEnum):
     CONSTANT = "constant"
 
 
+class Checkpointing(StrEnum):
+    """Of activations: what the backward pass computes again instead of remembering it. The gradients are the same."""
+
+    NONE = "none"
+    FULL = "full"  # everything between a bucket's ids and its states
+    SELECTIVE = "selective"  # all but the results of matrix products and attention
+
+
 class Objective(Section):
     """The contrastive terms of one kind of source."""
 
@@ -46,6 +54,9 @@ class TrainParams(Section):
     max_grad_norm: PositiveFloat = 1.0
     bucket_tokens: PositiveInt | None = Field(
         None, description="tokens encoded at a time; on a CPU some 1,000 stay in its caches. null: no bound"
+    )
+    activation_checkpointing: Checkpointing = Field(
+        Checkpointing.NONE, description="memory for time: selective costs a little of either, full the time of another forward pass"
     )
     precision: Precision = Precision.BF16
     num_threads: PositiveInt = Field(description="CPU threads of one process; part of the result (sums are ordered by it)")

@@ -24,7 +24,7 @@ from mlembed_core.config.train import TrainParams
 from mlembed_core.data.sampler import Sampler
 from mlembed_core.data.store import TrainingCache
 from mlembed_core.errors import MlembedError
-from mlembed_core.model.attention import use_float32_attention
+from mlembed_core.model.attention import choose_attention
 from mlembed_core.model.network import Network
 from mlembed_core.progress import Reporter
 from mlembed_core.train import resume
@@ -88,8 +88,8 @@ def train(
         first, progress = resumed
         curves = Curves(**progress)
         accelerator.print(f"resuming after step {first} of {sampler.num_steps}")
-    if params.precision is Precision.BF16:
-        use_float32_attention(network.backbone, accelerator.device)
+    choose_attention(network.backbone, device=accelerator.device, precision=params.precision)
+    network.checkpointing = params.activation_checkpointing
     model, optimizer = accelerator.prepare(network, optimizer)
     model.train()
 

@@ -122,7 +122,9 @@ def _encode(
     unique, positions = np.unique(np.concatenate(parts), return_inverse=True)
     texts = [cache.tokens(int(text)) for text in unique]
     device = next(network.parameters()).device
-    states = network([bucket.to(device) for bucket in pack(texts, max_tokens=bucket_tokens)], exits, mel_rank)
+    joined = getattr(network, "module", network).joins_texts  # DistributedDataParallel keeps the network in `module`
+    buckets = [bucket.to(device) for bucket in pack(texts, max_tokens=bucket_tokens, joined=joined)]
+    states = network(buckets, exits, mel_rank)
     if states.dtype in (torch.bfloat16, torch.float16):
         states = states.float()  # a softmax at temperature 0.05 needs the digits
     index = torch.from_numpy(positions).to(device)
