@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from mlembed_core.config.grid import Shape
@@ -92,6 +92,10 @@ class Network(nn.Module):
         return len(self.layers)
 
     @property
+    def _table(self) -> LowRankEmbedding | DenseEmbedding:
+        return cast("LowRankEmbedding | DenseEmbedding", self.embedding)
+
+    @property
     def joins_texts(self) -> bool:
         """Whether buckets have to be rows of joined texts (``pack(…, joined=True)``)."""
         return bool(self.config._attn_implementation == VARLEN)
@@ -114,18 +118,20 @@ class Network(nn.Module):
         """The weights by the stock model's names, the table multiplied out."""
         weights = {name: value.detach() for name, value in self.backbone.state_dict().items()}
         weights |= {f"{self._form.norm}.{name}": value.detach() for name, value in self.norm.state_dict().items()}
-        weights[self._table_name] = self.embedding.product()  # type: ignore[operator]  # both table classes have it
+        weights[self._table_name] = self._table.product()
         return {name: value.contiguous() for name, value in weights.items()}
 
     def forward(self, buckets: Sequence[Bucket], exits: Sequence[int], rank: int | None = None) -> Float[Tensor, "exit text hidden"]:
         """Pooled, normed states of all texts in the buckets, in the texts' own order."""
         order = torch.cat([bucket.order for bucket in buckets])
+        ids = torch.cat([bucket.ids.flatten() for bucket in buckets])
+        looked_up = self._table.look_up(ids, rank).split([bucket.ids.numel() for bucket in buckets])
         encode = recomputed(self._exit_states, self.checkpointing if self.training else Checkpointing.NONE)
-        states = torch.cat([encode(bucket, exits, rank) for bucket in buckets], dim=1)
+        states = torch.cat([encode(bucket, rows, exits) for bucket, rows in zip(buckets, looked_up, strict=True)], dim=1)
         return states[:, torch.argsort(order)]
 
-    def _exit_states(self, bucket: Bucket, exits: Sequence[int], rank: int | None) -> Float[Tensor, "exit text hidden"]:
-        embedded = self.embedding(bucket.ids, rank)
+    def _exit_states(self, bucket: Bucket, looked_up: Float[Tensor, "token width"], exits: Sequence[int]) -> Float[Tensor, "exit text hidden"]:
+        embedded = self._table.expand(looked_up).unflatten(0, bucket.ids.shape)
         if self._scale != 1:
             embedded = embedded * self._scale
         with self._reading(bucket, exits) as pooled:
@@ -197,20 +203,23 @@ def _only_pooled(layer: nn.Module, rows: Tensor, columns: Tensor) -> list[Any]:
 
 
 class DenseEmbedding(nn.Module):
-    """A plain table with the call of :class:`LowRankEmbedding`; cut in rank, it answers with its truncated SVD."""
+    """A plain table with the calls of :class:`LowRankEmbedding`; cut in rank, it answers with its truncated SVD."""
 
     def __init__(self, weight: Float[Tensor, "vocab hidden"]) -> None:
         super().__init__()
         self.weight = nn.Parameter(weight)
         self._factors: LowRankEmbedding | None = None
 
-    def forward(self, ids: Tensor, rank: int | None = None) -> Tensor:
+    def look_up(self, ids: Int[Tensor, "*tokens"], rank: int | None = None) -> Float[Tensor, "*tokens hidden"]:
         if rank is None or rank == min(self.weight.shape):
             return nn.functional.embedding(ids, self.weight)
         if self._factors is None or self.training:
             # A cut of a dense table is made for inference; a training step that asks for one pays for the SVD each time.
             self._factors = LowRankEmbedding(*factorise(self.weight, min(self.weight.shape))).requires_grad_(requires_grad=False)
-        return cast("Tensor", self._factors(ids, rank))
+        return self._factors.expand(self._factors.look_up(ids, rank))
+
+    def expand(self, rows: Float[Tensor, "*tokens hidden"]) -> Float[Tensor, "*tokens hidden"]:
+        return rows
 
     def product(self, rank: int | None = None) -> Tensor:
         """The table, or its best approximation of ``rank``."""
