@@ -81,11 +81,10 @@ ALL_MASK_ATTENTION_FUNCTIONS.register(VARLEN, _no_mask)
 def choose_attention(backbone: Any, *, device: torch.device, precision: Precision) -> None:
     """Switch a transformers model to the fastest attention that is right for it on ``device``; the stock choice stays otherwise.
 
-    The varlen kernel knows half precision only, and no soft cap of the logits (Gemma 2).
+    Neither of ours has a soft cap of the logits (Gemma 2), and the varlen kernel knows half precision only.
     """
-    if precision is not Precision.BF16:
+    if precision is not Precision.BF16 or getattr(backbone.config, "attn_logit_softcapping", None) is not None:
         return
-    if device.type == "cpu":
-        backbone.set_attn_implementation(FLOAT32)
-    elif device.type == "cuda" and getattr(backbone.config, "attn_logit_softcapping", None) is None:
-        backbone.set_attn_implementation(VARLEN)
+    name = {"cpu": FLOAT32, "cuda": VARLEN}.get(device.type)
+    if name is not None:
+        backbone.set_attn_implementation(name)
