@@ -44,7 +44,8 @@ class ReferenceWay(nn.Module):
         layers = self.backbone.config.num_hidden_layers
         rows, last = torch.arange(len(texts)), mask.sum(dim=1) - 1
         return [
-            (output.last_hidden_state if depth == layers else self.backbone.norm(output.hidden_states[depth]))[rows, last] for depth in exits
+            (output.last_hidden_state if depth == layers else self.backbone.norm(output.hidden_states[depth]))[rows, last]
+            for depth in exits
         ]
 
 

@@ -1,18 +1,19 @@
 """Forward, loss and backward of one training step, side by side: ours, the reference's way, sentence-transformers.
 
     python -m benchmarks.train_step --shape small --lengths log_normal          # CPU seconds, interleaved rounds, a Markdown table
-    python -m benchmarks.train_step --shape large --lengths log_normal --memory # peak RSS, each variant in a process of its own
+    python -m benchmarks.train_step --shape large --lengths log_normal --memory # peak RSS and time of a step, in processes of their own
 
 Every variant gets the same texts in each round, all within one run, so that ratios can be compared where times cannot. CPU seconds
-of one thread; the optimizer is left out, being the same for all. It prints and never asserts.
+of one thread, memory kept by the allocator between steps as in our trainings (for all variants alike); the optimizer is left out,
+being the same for all. It prints and never asserts.
 """
 
 from __future__ import annotations
 
 import argparse
 import gc
-import importlib.util
 import json
+import os
 import resource
 import statistics
 import subprocess
@@ -38,6 +39,7 @@ from mlembed_core.losses.contrastive import contrastive_loss
 from mlembed_core.model.attention import choose_attention
 from mlembed_core.model.network import Network
 from mlembed_core.model.pack import pack
+from mlembed_core.train.launch import ALLOCATOR
 
 VOCAB = 151_936  # of Qwen3
 ROWS, NEGATIVES = 8, 7
@@ -209,7 +211,8 @@ def _write_words(folder: Any) -> None:
     from tokenizers import Tokenizer, models
     from transformers import PreTrainedTokenizerFast
 
-    PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({"a": 0}, unk_token="a")), pad_token="a").save_pretrained(folder)
+    words = Tokenizer(models.WordLevel({"a": 0}, unk_token="a"))  # noqa: S106  # no password
+    PreTrainedTokenizerFast(tokenizer_object=words, pad_token="a").save_pretrained(folder)  # noqa: S106
 
 
 def _padded(texts: Texts) -> dict[str, Tensor]:
@@ -237,18 +240,30 @@ def measure(shape: Shape, lengths: str, names: Sequence[str], rounds: int) -> di
     """CPU seconds of each variant, a step per round."""
     seconds: dict[str, list[float]] = {name: [] for name in names}
     built = {name: VARIANTS[name](shape) for name in names}
-    for turn in range(rounds + 1):
+    for model, step in built.values():
+        _warm_up(model, step, lengths)
+    for turn in range(rounds):
         texts = make_texts(lengths, seed=turn)
         for name, (model, step) in built.items():
             gc.collect()
-            started = time.process_time()
-            loss = step(texts)
-            spent = time.process_time() - started
-            model.zero_grad(set_to_none=True)
-            print(f"round {turn}: {name}: {spent:.2f} s, loss {float(loss):.4f}", file=sys.stderr, flush=True)
-            if turn:  # the first one warms up
-                seconds[name].append(spent)
+            spent, loss = _timed(model, step, texts)
+            print(f"round {turn}: {name}: {spent:.2f} s, loss {loss:.4f}", file=sys.stderr, flush=True)
+            seconds[name].append(spent)
     return seconds
+
+
+def _timed(model: nn.Module, step: Step, texts: Texts) -> tuple[float, float]:
+    """CPU seconds and loss of a step."""
+    started = time.process_time()
+    loss = step(texts)
+    spent = time.process_time() - started
+    model.zero_grad(set_to_none=True)
+    return spent, float(loss)
+
+
+def _warm_up(model: nn.Module, step: Step, lengths: str) -> None:
+    """What happens once (kernels chosen, modules imported) happens here, on the first tokens of each text."""
+    _timed(model, step, [text[:8] for text in make_texts(lengths, seed=0)])
 
 
 def gemm_peak(precision: Precision, size: int = 1024, rounds: int = 5) -> float:
@@ -272,25 +287,25 @@ def flops(shape: Shape, texts: Texts) -> int:
     return int(counter.get_total_flops())
 
 
-def peak_rss(arguments: argparse.Namespace, name: str) -> int:
-    """MB of a process that does two steps of one variant."""
-    command = [sys.executable, "-m", "benchmarks.train_step", "--shape", arguments.shape, "--lengths", arguments.lengths, "--only-rss", name]
-    return int(json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1]))
+def alone(arguments: argparse.Namespace, name: str) -> tuple[int, float]:
+    """Peak RSS in MB and CPU seconds of one step of a variant, in a process of its own."""
+    command = [sys.executable, "-m", "benchmarks.train_step", "--shape", arguments.shape, "--lengths", arguments.lengths, "--alone", name]
+    rss, seconds = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
+    return rss, seconds
 
 
-def own_rss(shape: Shape, lengths: str, name: str) -> int:
+def measure_alone(shape: Shape, lengths: str, name: str) -> tuple[int, float]:
     model, step = VARIANTS[name](shape)
-    for turn in range(2):
-        step(make_texts(lengths, seed=turn))
-        model.zero_grad(set_to_none=True)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    _warm_up(model, step, lengths)
+    spent, _ = _timed(model, step, make_texts(lengths, seed=1))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024, spent
 
 
 def print_times(shape: Shape, arguments: argparse.Namespace, names: list[str]) -> None:
     seconds = measure(shape, arguments.lengths, names, arguments.rounds)
     # A round's texts are the same for all variants, so that ratios are taken round by round.
     first = seconds[names[0]]
-    work = statistics.median(flops(shape, make_texts(arguments.lengths, seed=turn + 1)) for turn in range(arguments.rounds))
+    work = statistics.median(flops(shape, make_texts(arguments.lengths, seed=turn)) for turn in range(arguments.rounds))
     peaks = {precision: gemm_peak(precision) for precision in Precision}
     print(f"GEMM peak: fp32 {peaks[FP32] / 1e9:.0f}, bf16 {peaks[BF16] / 1e9:.0f} GFLOP/s; our matrix products: {work / 1e9:.0f} GFLOP\n")
     print(f"| {arguments.shape}, {arguments.lengths} | CPU s, median (min–max) | {names[0]} / this (min–max) | share of GEMM peak |")
@@ -313,19 +328,22 @@ def main() -> None:
     parser.add_argument("--lengths", choices=("log_normal", "uniform"), default="log_normal")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--only", nargs="*", metavar="WORDS", help="variants whose names contain one of these; the first is the base")
-    parser.add_argument("--memory", action="store_true", help="peak RSS instead of times")
-    parser.add_argument("--only-rss", help=argparse.SUPPRESS)
+    parser.add_argument("--memory", action="store_true", help="one step of each variant in a process of its own: peak RSS, CPU seconds")
+    parser.add_argument("--alone", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if not os.environ.keys() >= ALLOCATOR.keys():  # read when a process starts
+        os.execve(sys.executable, [sys.executable, "-m", "benchmarks.train_step", *sys.argv[1:]], {**os.environ, **ALLOCATOR})
     torch.set_num_threads(1)
     shape = SHAPES[arguments.shape]
-    if arguments.only_rss:
-        print(own_rss(shape, arguments.lengths, arguments.only_rss))
+    if arguments.alone:
+        print(json.dumps(measure_alone(shape, arguments.lengths, arguments.alone)))
         return
     names = [name for name in VARIANTS if not arguments.only or any(words in name for words in arguments.only)]
     if arguments.memory:
-        print(f"| {arguments.shape}, {arguments.lengths} | peak RSS, MB |\n|---|---|")
+        print(f"| {arguments.shape}, {arguments.lengths}, one step | peak RSS, MB | CPU s |\n|---|---|---|", flush=True)
         for name in names:
-            print(f"| {name} | {peak_rss(arguments, name):,} |", flush=True)
+            rss, spent = alone(arguments, name)
+            print(f"| {name} | {rss:,} | {spent:.1f} |", flush=True)
         return
     print_times(shape, arguments, names)
 

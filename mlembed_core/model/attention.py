@@ -39,7 +39,7 @@ def _attention_varlen(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    attention_mask: Tensor | None,
+    _mask: None,
     *,
     scaling: float,
     cu_seq_lens: Tensor,

@@ -64,7 +64,8 @@ class Network(nn.Module):
         self.pooling = pooling or (Pooling.LAST if self.causal else Pooling.MEAN)
         if self.causal and self.pooling is Pooling.CLS:
             raise ConfigError(
-                "backbone.pooling=cls reads the first token, which sees no other in a causal model. Use last or mean, or null for the default."
+                "backbone.pooling=cls reads the first token, which sees no other in a causal model. Use last or mean, or null (by "
+                "architecture)."
             )
         self.checkpointing = Checkpointing.NONE
         self.config = inner.config
@@ -130,7 +131,9 @@ class Network(nn.Module):
         states = torch.cat([encode(bucket, rows, exits) for bucket, rows in zip(buckets, looked_up, strict=True)], dim=1)
         return states[:, torch.argsort(order)]
 
-    def _exit_states(self, bucket: Bucket, looked_up: Float[Tensor, "token width"], exits: Sequence[int]) -> Float[Tensor, "exit text hidden"]:
+    def _exit_states(
+        self, bucket: Bucket, looked_up: Float[Tensor, "token width"], exits: Sequence[int]
+    ) -> Float[Tensor, "exit text hidden"]:
         embedded = self._table.expand(looked_up).unflatten(0, bucket.ids.shape)
         if self._scale != 1:
             embedded = embedded * self._scale

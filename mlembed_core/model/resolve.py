@@ -17,7 +17,6 @@ from mlembed_core.config.model import BackboneParams, HubBackbone, LocalBackbone
 from mlembed_core.errors import ArtifactError, ConfigError, MachineError
 from mlembed_core.model.architecture import first_position
 
-
 POSITIONS_FROM_PADDING = ("roberta", "xlm-roberta", "camembert")  # model types whose first position is padding_idx + 1
 
 

@@ -60,10 +60,10 @@ CAUSAL = ("qwen3", "qwen2", "llama", "gemma", "gemma2", "gemma3")
 CASES = [(name, pooling) for name in ARCHITECTURES for pooling in Pooling if not (name in CAUSAL and pooling is Pooling.CLS)]
 
 
-def stock(name="qwen3", layers=LAYERS, seed=0):
+def stock(name="qwen3", layers=LAYERS, seed=0, **changes):
     model_class, config_class, settings = ARCHITECTURES[name]
     torch.manual_seed(seed)
-    return model_class(config_class(**settings, num_hidden_layers=layers)).double().eval()
+    return model_class(config_class(**{**settings, "num_hidden_layers": layers, **changes})).double().eval()
 
 
 def truncated(model, name, layers):

@@ -55,7 +55,7 @@ def test_the_dense_table_is_gone_under_mel(case):
     assert {(VOCAB, 8), (8, HIDDEN)} <= shapes
 
 
-@pytest.mark.parametrize("rank", [1, 5, 8])
+@pytest.mark.parametrize("rank", [1, 5])
 def test_a_cut_rank_equals_a_stock_model_with_the_product_as_its_table(case, rank):
     name, pooling = case
     model, ids = stock(name), texts()
@@ -77,7 +77,7 @@ def test_the_saved_weights_are_those_of_the_stock_model(case):
         assert torch.equal(found[key], value), key
 
 
-@pytest.mark.parametrize("max_tokens", [None, 1, 50, 300])
+@pytest.mark.parametrize("max_tokens", [None, 1, 300])
 def test_packed_equals_one_by_one(case, max_tokens):
     name, pooling = case
     model, ids = stock(name), texts(seed=5, count=40)
@@ -108,8 +108,10 @@ def expected_gradients(model, ids, exits, pooling, norm):
     return {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
 
 
-@pytest.mark.parametrize("checkpointing", list(Checkpointing))
-@pytest.mark.parametrize("exits", [[LAYERS], [1, 2, LAYERS]])
+@pytest.mark.parametrize(
+    ("exits", "checkpointing"),
+    [([LAYERS], Checkpointing.NONE), ([1, 2, LAYERS], Checkpointing.FULL), ([1, 2, LAYERS], Checkpointing.SELECTIVE)],
+)
 def test_gradients_equal_those_of_the_stock_model(case, exits, checkpointing):
     """The last layer works on pooled tokens only, padding and other texts share its rectangle: no gradient may notice."""
     name, pooling = case
