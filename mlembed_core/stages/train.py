@@ -27,7 +27,7 @@ from mlembed_core.config.settings import SettingParams, Settings
 from mlembed_core.config.train import TrainParams
 from mlembed_core.data.store import TrainingCache
 from mlembed_core.errors import ConfigError, MachineError, MlembedError, TrainingInterruptedError
-from mlembed_core.model.checkpoint import num_parameters, write_checkpoint
+from mlembed_core.model.checkpoint import num_parameters, pooling_of, write_checkpoint
 from mlembed_core.model.network import Network
 from mlembed_core.model.resolve import load_folder
 from mlembed_core.train.control import StopRequest, report
@@ -69,8 +69,8 @@ def run(workspace: Workspace, setting_name: str) -> None:
     cache = TrainingCache.open(workspace.cache, tokenizer=workspace.tokenizer)
     manifest_hash(workspace.backbone)  # refuses a missing one before weights are read
     backbone: Any = load_folder(workspace.backbone)
-    axes = resolve_axes(setting_name, setting, hidden=backbone.config.hidden_size, layers=len(backbone.layers))
-    network = Network(backbone, rank=None if setting.mel is None else setting.mel.rank)
+    axes = resolve_axes(setting_name, setting, hidden=backbone.config.hidden_size, layers=backbone.config.num_hidden_layers)
+    network = Network(backbone, rank=None if setting.mel is None else setting.mel.rank, pooling=pooling_of(workspace.backbone))
     teacher = _teacher(workspace, setting_name, setting, hidden=network.shape.dim)
 
     inputs = {"backbone": workspace.backbone, "cache": workspace.cache, "tokenizer": workspace.tokenizer}

@@ -31,6 +31,9 @@ from mlembed_core.train.control import CONTROL, ask_to_stop, reported
 LAUNCHER = "MLEMBED_LAUNCHER"
 EXPECTED_WORLD_SIZE = "MLEMBED_EXPECTED_WORLD_SIZE"  # what the launched processes hold their number against
 VARIABLE = re.compile(r"\$\{([A-Z][A-Z0-9_]*)\}")
+# glibc hands large blocks back to the system when they are freed and faults them in again, page by page, a sixth of a small step's CPU
+# time. A training asks for the same sizes in every step: let it keep them.
+ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(2**32), "MALLOC_TRIM_THRESHOLD_": str(2**32)}
 
 
 class _Threads(Section):
@@ -114,6 +117,7 @@ def _environment(profile: dict[str, Any], control: Path) -> dict[str, str]:
     }
     # Threads that wait for each other by spinning stall a training many times over when another program wants the cores.
     environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    environment = ALLOCATOR | environment
     if profile.get("use_cpu"):
         # `accelerate launch --cpu --num_processes 2` would start one process in silence; the profile plus this starts two.
         environment["ACCELERATE_USE_CPU"] = "true"
