@@ -62,6 +62,12 @@ class Program:
                 self.command, cwd=root, environment=self.environment, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT
             )
 
+    def stop(self) -> None:
+        """End it and everything below it."""
+        if self.process is not None:
+            stop_tree(self.process.pid)
+            self.process.wait()
+
 
 @contextlib.contextmanager
 def servers(workspace: Workspace, *, dagster_port: int = 3000, mlflow_port: int = 5000) -> Iterator[tuple[str, str, list[Program]]]:
@@ -114,7 +120,7 @@ def servers(workspace: Workspace, *, dagster_port: int = 3000, mlflow_port: int 
         yield dagster_url, mlflow_url, programs
     finally:
         with ThreadPoolExecutor(len(programs)) as pool:
-            list(pool.map(stop_tree, [program.process.pid for program in programs if program.process is not None]))
+            list(pool.map(Program.stop, programs))
 
 
 def keep_running(workspace: Workspace, programs: list[Program]) -> None:
@@ -157,7 +163,9 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=3000, help="Dagster's (the next free one, if it is taken)")
     parser.add_argument("--mlflow-port", type=int, default=5000, help="MLflow's (likewise)")
     arguments = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    # Also where it was started with `&` by a shell, which makes a program deaf to Ctrl-C.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     workspace = Workspace.find()
     try:
         print("starting Dagster and MLflow …", flush=True)
