@@ -59,10 +59,9 @@ def make(tree: Path, root: Path, *, sources: int, settings: int, suites: int) ->
     for item in items:
         _OUTS[item.stage](root, item)
     hashes = Hashes(root)
-    locked = {item.name: item.locked(values, hashes) for item in items}
-    (root / "dvc.lock").write_text(
-        yaml.dump({"schema": "2.0", "stages": locked}, Dumper=yaml.CSafeDumper, sort_keys=False, allow_unicode=True), encoding="utf-8"
-    )
+    # Through JSON, so that nothing is shared: YAML would write what stands twice once, and DVC does not.
+    lock = json.loads(json.dumps({"schema": "2.0", "stages": {item.name: item.locked(values, hashes) for item in items}}))
+    (root / "dvc.lock").write_text(yaml.dump(lock, Dumper=yaml.CSafeDumper, sort_keys=False), encoding="utf-8")
     said = subprocess.run([Path(sys.executable).parent / "dvc", "status", "--json"], cwd=root, capture_output=True, text=True, check=False)
     if said.returncode or json.loads(said.stdout):
         raise RuntimeError(f"dvc.lock was not written as DVC writes it: {said.stdout[-3000:]}{said.stderr[-3000:]}")
