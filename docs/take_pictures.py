@@ -48,10 +48,10 @@ LOOK_EVERY_S = 0.25
 SETTLED_S = 3.0  # of the same picture: animations have ended and nothing is loading any more
 # The page that a person sees at first asks for an address for news; this is what it notes down once somebody has skipped it.
 SKIPPED = "localStorage.setItem('communityNux', '\"1\"')"
-GRAPH_SIZE, ASSET_SIZE = (2600, 1300), (1600, 1200)  # the first wide enough to read all names at once
+GRAPH_SIZE, ASSET_SIZE = (2600, 1600), (1600, 1000)  # the first wide enough to read all names at once
 WIDTH = 1600  # of the pictures
 MARGIN = 24
-COLOURS = 128  # a flat page needs no more, and is a third of the bytes
+COLOURS = 256  # a flat page needs no more, and is a third of the bytes
 # Where the assets and their groups lie on the page.
 BOX = """(() => {
   const boxes = [...document.querySelectorAll('foreignObject')].map(element => element.getBoundingClientRect());
