@@ -21,6 +21,7 @@ Facts = dict[str, Any]
 MLFLOW_UI = "MLEMBED_MLFLOW_UI"  # where people open MLflow; `make ui` sets it
 DEFAULT_MLFLOW_UI = "http://127.0.0.1:5000"
 SMOOTHING_POINTS = 5
+DIGITS = 4  # of losses and scores; the files have them all
 
 
 def facts_of(workspace: Workspace, stage: str, item: str, locked: LockedItem) -> Facts:
@@ -32,13 +33,14 @@ def facts_of(workspace: Workspace, stage: str, item: str, locked: LockedItem) ->
         locked: what ``dvc.lock`` holds of it.
     """
     out = workspace.root / locked.out
-    facts: Facts = {"md5": locked.md5, "bytes": locked.size, "out": MetadataValue.path(locked.out)}
-    if (out / MANIFEST).is_file():
-        manifest = read_json(out / MANIFEST)
+    manifest = read_json(out / MANIFEST) if (out / MANIFEST).is_file() else None
+    # The page keeps this order: first what a person looks for, last what identifies the bytes.
+    facts: Facts = _MORE[stage](workspace, item, out) if stage in _MORE else {}
+    if manifest is not None:
         facts |= {_NAMES.get(name, name): count for name, count in manifest["counts"].items()}
+    facts |= {"bytes": locked.size, "out": MetadataValue.path(locked.out), "md5": locked.md5}
+    if manifest is not None:
         facts["manifest"] = MetadataValue.json({key: value for key, value in manifest.items() if key != "files"})
-    if stage in _MORE:
-        facts |= _MORE[stage](workspace, item, out)
     return facts
 
 
@@ -54,7 +56,7 @@ def _train(workspace: Workspace, item: str, out: Path) -> Facts:
     curve = pd.read_csv(out / "loss_curve.csv")
     smooth = curve["loss"].rolling(SMOOTHING_POINTS, min_periods=1).mean()
     facts: Facts = {
-        "loss": float(smooth.iloc[-1]),
+        "loss": round(float(smooth.iloc[-1]), DIGITS),
         "loss_curve": charts.loss_curve(curve["step"].tolist(), curve["loss"].tolist(), smooth.tolist()),
     }
     measured = workspace.measured(item)
@@ -73,7 +75,7 @@ def _scores(_workspace: Workspace, _item: str, out: Path) -> Facts:
     averages = [scores["average"] for scores in summary.values() if "average" in scores]
     facts: Facts = {"scores": MetadataValue.table(records)}
     if averages:
-        facts["best_average"] = max(averages)
+        facts["best_average"] = round(max(averages), DIGITS)
     table = pd.read_parquet(out, columns=["submodel", "bytes_fp32"]).dropna().drop_duplicates("submodel")
     sizes = dict(zip(table["submodel"], table["bytes_fp32"], strict=True))
     points = {name: (sizes[name] / 1e6, scores["average"]) for name, scores in summary.items() if name in sizes and "average" in scores}

@@ -12,6 +12,7 @@ import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from dagster import (
     AssetKey,
     AssetMaterialization,
     AssetRecordsFilter,
+    DagsterEventType,
     DagsterInstance,
     DagsterRun,
     DagsterRunStatus,
@@ -92,19 +94,19 @@ def import_outs(
         for this in assets:
             reasons = this.reasons(status)
             recorded = {key: locked for key, locked in this.recorded().items() if (this.name, key) not in busy}
-            known = {key: _entry_known(instance, this, key) for key in recorded}
+            known = _entries_known(instance, this)
+            made_from = _MadeFrom(instance, this)
             for key, locked in recorded.items():
-                if known[key] == locked.entry or not _is_on_disk(locked, reasons[key]):
+                if known.get(key) == locked.entry or not _is_on_disk(locked, reasons[key]):
                     continue
-                report(_materialisation(instance, this, key, locked, reasons[key]))
+                report(_materialisation(this, key, locked, reasons[key], made_from))
                 known[key] = locked.entry
                 materialisations += 1
                 if ask_checks:
                     for name, verdict in ask(this.stage, locked).items() if this.stage in PREDICATES else ():
                         report(_evaluation(this, key, name, verdict.passed, verdict.figures))
                         checks += 1
-            materialised = [key for key in recorded if known[key] is not None]
-            checks += _report_status(instance, this, {key: reasons[key] for key in materialised}, report)
+            checks += _report_status(instance, this, {key: reasons[key] for key in recorded if key in known}, report)
     return Imported(materialisations, checks)
 
 
@@ -142,17 +144,57 @@ def _is_on_disk(locked: LockedItem, reasons: Sequence[str]) -> bool:
     return (WORKSPACE.root / locked.out).exists() and not any(reason.startswith("changed outs") for reason in reasons)
 
 
-def _entry_known(instance: DagsterInstance, this: StageAsset, key: str | None) -> str | None:
-    """The record that the newest materialisation tells of; ``""`` where it tells of none, None where there is no materialisation."""
-    wanted = AssetRecordsFilter(asset_key=AssetKey(this.name), asset_partitions=None if key is None else [key])
-    records = instance.fetch_materializations(wanted, limit=1).records
-    if not records or records[0].asset_materialization is None:
-        return None
-    return (records[0].asset_materialization.tags or {}).get(ENTRY_TAG, "")
+def _entries_known(instance: DagsterInstance, this: StageAsset) -> dict[str | None, str]:
+    """Partition key → the record that its newest materialisation tells of, ``""`` where it tells of none.
+
+    Two queries for all partitions: one for each would take seconds where there are hundreds.
+    """
+    asset = AssetKey(this.name)
+    if this.partitions is None:
+        records = instance.fetch_materializations(asset, limit=1).records
+    else:
+        newest = instance.event_log_storage.get_latest_storage_id_by_partition(asset, DagsterEventType.ASSET_MATERIALIZATION)
+        wanted = AssetRecordsFilter(asset_key=asset, storage_ids=list(newest.values()))
+        records = instance.fetch_materializations(wanted, limit=len(newest)).records if newest else []
+    events = [record.asset_materialization for record in records]
+    return {event.partition: (event.tags or {}).get(ENTRY_TAG, "") for event in events if event}
+
+
+class _MadeFrom:
+    """What the items of one asset were made from, for the provenance of their materialisations; looked up once for all of them."""
+
+    def __init__(self, instance: DagsterInstance, this: StageAsset):
+        self._instance = instance
+        self._deps = this.deps
+
+    @cached_property
+    def _outs(self) -> dict[str, list[str]]:
+        return {dep.name: [locked.out for locked in dep.recorded().values()] for dep in self._deps}
+
+    @cached_property
+    def _newest(self) -> dict[str, tuple[str, str] | None]:
+        return {dep.name: _newest(self._instance, dep) for dep in self._deps}
+
+    def tags(self, reasons: Sequence[str]) -> dict[str, str]:
+        """For an item with these reasons not to be up to date."""
+        changed = [reason.removeprefix("changed deps: ").rsplit(" (", 1)[0] for reason in reasons if reason.startswith("changed deps: ")]
+        tags = {}
+        for dep in self._deps:
+            pointer, version = NULL_EVENT_POINTER, ANOTHER
+            if not _overlap(self._outs[dep.name], changed) and (found := self._newest[dep.name]):
+                pointer, version = found
+            tags[get_input_event_pointer_tag(AssetKey(dep.name))] = pointer
+            tags[get_input_data_version_tag(AssetKey(dep.name))] = version
+        return tags
+
+
+def _overlap(outs: Sequence[str], paths: Sequence[str]) -> bool:
+    """Whether one of the outs is one of the paths, or in it: a stage may depend on a whole folder of outs (data/sources)."""
+    return any(out == path or out.startswith(f"{path}/") or path.startswith(f"{out}/") for path in paths for out in outs)
 
 
 def _materialisation(
-    instance: DagsterInstance, this: StageAsset, key: str | None, locked: LockedItem, reasons: Sequence[str]
+    this: StageAsset, key: str | None, locked: LockedItem, reasons: Sequence[str], made_from: _MadeFrom
 ) -> AssetMaterialization:
     code_is_current = not any(f": {CODE}" in reason or reason == "changed command" for reason in reasons)
     definition_version = this.definition.code_versions_by_key[AssetKey(this.name)] or ANOTHER
@@ -162,27 +204,13 @@ def _materialisation(
         CODE_VERSION_TAG: definition_version if code_is_current else ANOTHER,
         ENTRY_TAG: locked.entry,
     }
-    for dep in this.deps:
-        pointer, version = NULL_EVENT_POINTER, ANOTHER
-        if not _dep_changed(dep, reasons) and (found := _newest(instance, dep)):
-            pointer, version = found
-        tags[get_input_event_pointer_tag(AssetKey(dep.name))] = pointer
-        tags[get_input_data_version_tag(AssetKey(dep.name))] = version
     return AssetMaterialization(
         asset_key=this.name,
         partition=key,
         description="As recorded in dvc.lock",
         metadata=this.facts(key, locked),
-        tags=tags,
+        tags=tags | made_from.tags(reasons),
     )
-
-
-def _dep_changed(dep: StageAsset, reasons: Sequence[str]) -> bool:
-    """Whether DVC says that the item was made from other bytes of ``dep`` than there are now."""
-    outs = [locked.out for locked in dep.recorded().values()]
-    changed = [reason.removeprefix("changed deps: ").rsplit(" (", 1)[0] for reason in reasons if reason.startswith("changed deps: ")]
-    # A stage may depend on a whole folder of outs (data/sources).
-    return any(out == path or out.startswith(f"{path}/") or path.startswith(f"{out}/") for out in outs for path in changed)
 
 
 def _newest(instance: DagsterInstance, dep: StageAsset) -> tuple[str, str] | None:

@@ -52,13 +52,13 @@ class RegisteredModel(StageAsset):
     def facts(self, key: str | None, locked: LockedItem) -> Facts:
         record: dict[str, Any] = read_json(WORKSPACE.registration(str(key)))
         return {
-            "md5": locked.md5,
-            "bytes": locked.size,
             "version": record["version"],
             "alias": record["alias"],
-            "weights_hash": record["weights_hash"],
             "mlflow": mlflow_version(record["name"], record["version"]),
             "mlflow_run": mlflow_run(record["experiment_id"], record["run_id"]),
+            "bytes": locked.size,
+            "md5": locked.md5,
+            "weights_hash": record["weights_hash"],
             "registration": MetadataValue.json(record),
         }
 

@@ -92,6 +92,21 @@ def test_loss_fell(tmp_path):
     assert curve((1, "a", 2.0), (2, "b", 1.0))  # no source twice: the first against the last
 
 
+def test_loss_fell_on_held_out_rows(tmp_path):
+    def curves(*validation):
+        # A training loss that jumps up at the end, as it does where the last batch is of a hard source.
+        pd.DataFrame([(1, "a", 1.0), (2, "a", 2.0)], columns=["step", "source", "loss"]).to_csv(tmp_path / "loss_curve.csv")
+        pd.DataFrame(validation, columns=["step", "source", "layers", "dim", "loss"]).to_csv(tmp_path / "validation_curve.csv")
+        return checks.loss_fell(tmp_path)
+
+    fell = curves((5, "a", 1, 8, 2.0), (5, "b", 1, 8, 4.0), (10, "a", 1, 8, 1.5), (10, "b", 1, 8, 4.1))
+    assert fell.passed
+    assert fell.figures == {"mean_change": pytest.approx(-0.2), "held_out": True}
+    assert not curves((5, "a", 1, 8, 2.0), (10, "a", 1, 8, 2.5)).passed
+    assert not curves((5, "a", 1, 8, 2.0)).passed  # looked at once: the training loss, which rose
+    assert not curves().passed  # never
+
+
 def test_vectors_are_finite(tmp_path):
     assert not checks.vectors_are_finite(tmp_path).passed  # no weights at all
     save_file({"a": np.ones(3, np.float32), "b": np.zeros(2, np.float32)}, tmp_path / "model.safetensors")
