@@ -17,6 +17,7 @@ from mlembed_core.artifacts import hash_of, sha256_file
 from mlembed_core.config.model import HubBackbone
 from mlembed_core.config.settings import LocalTeacher
 from mlembed_core.errors import ArtifactError, ConfigError, MachineError
+from mlembed_core.model.checkpoint import CHECKPOINT_FACTS, pooling_of
 from mlembed_core.model.network import Network
 from mlembed_core.model.resolve import load_folder
 
@@ -56,7 +57,9 @@ def load_teacher(params: LocalTeacher | HubBackbone, *, path: str, root: Path, t
             "distilled from."
         )
     check_tokenizer(folder / TOKENIZER_FILE, tokenizer_folder / TOKENIZER_FILE, path=path)
-    network = Network(load_folder(folder)).eval().requires_grad_(requires_grad=False)
+    # A checkpoint of ours says how it pools; for others the architecture decides.
+    pooling = pooling_of(folder) if (folder / CHECKPOINT_FACTS).is_file() else None
+    network = Network(load_folder(folder), pooling=pooling).eval().requires_grad_(requires_grad=False)
     vocabulary = Tokenizer.from_file(str(tokenizer_folder / TOKENIZER_FILE)).get_vocab_size(with_added_tokens=True)
     if network.shape.vocab < vocabulary:
         raise ConfigError(
