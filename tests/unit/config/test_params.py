@@ -49,7 +49,7 @@ def test_a_mistake_is_named_with_its_path_value_and_remedy(tmp_path, old, new, p
 
 def test_yaml_is_1_2(tmp_path):
     path = tmp_path / "params.yaml"
-    path.write_text(TEXT.replace("learning_rate: 4.0e-4", "learning_rate: 3e-4"), encoding="utf-8")
+    path.write_text(TEXT.replace("learning_rate: 3.0e-4", "learning_rate: 3e-4"), encoding="utf-8")
     assert load_all(path, Params).train.learning_rate == 3e-4
 
 
