@@ -19,7 +19,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 READY := $(VENV)/.ready
 DVC_READY := $(DVC_VENV)/.ready
 
-.PHONY: help setup demo test test-all check study clean
+.PHONY: help setup demo ui test test-all check study clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1|\2/p' Makefile | column -t -s '|'
@@ -49,7 +49,11 @@ demo: $(READY) ## the whole pipeline on real text: data, training, scores, repor
 	@mlembed doctor
 	@dvc repro
 	@mlembed register --all
+	@python -m workflows.sync
 	@mlembed summary
+
+ui: $(READY) ## Dagster and MLflow on loopback, until Ctrl-C
+	@exec python -m workflows.ui
 
 test: $(READY) check ## everything quick: checks, oracles, contracts, the tiny pipeline (no network, no GPU)
 	@python -m pytest -m 'not slow and not gpu'

@@ -17,7 +17,21 @@ class Initialisation(StrEnum):
     COUNTS = "counts"  # token table from co-occurrence counts, attention as an average (model/count_init.py)
 
 
-class RandomBackbone(Section):
+class Pooling(StrEnum):
+    """Which of a text's tokens make its vector."""
+
+    LAST = "last"  # the EOS
+    MEAN = "mean"  # of all, after the final norm
+    CLS = "cls"  # the first
+
+
+class Backbone(Section):
+    """What every kind of backbone has."""
+
+    pooling: Pooling | None = Field(None, description="null: by architecture, last for causal models and mean for bidirectional ones")
+
+
+class RandomBackbone(Backbone):
     """An architecture from a configuration, with fresh weights."""
 
     type: Literal["random"]
@@ -33,14 +47,14 @@ class RandomBackbone(Section):
         return config
 
 
-class LocalBackbone(Section):
+class LocalBackbone(Backbone):
     """A checkpoint folder in Hugging Face form (``config.json``, ``*.safetensors``)."""
 
     type: Literal["local"]
     path: str
 
 
-class HubBackbone(Section):
+class HubBackbone(Backbone):
     """A hub repository at a pinned commit."""
 
     type: Literal["hub"]

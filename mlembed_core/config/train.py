@@ -16,6 +16,14 @@ class Schedule(StrEnum):
     CONSTANT = "constant"
 
 
+class Checkpointing(StrEnum):
+    """Of activations: what the backward pass computes again instead of remembering it. The gradients are the same."""
+
+    NONE = "none"
+    FULL = "full"  # everything between a bucket's ids and its states
+    SELECTIVE = "selective"  # all but the results of matrix products and attention
+
+
 class Objective(Section):
     """The contrastive terms of one kind of source."""
 
@@ -57,6 +65,9 @@ class TrainParams(Section):
         None,
         description="encode in chunks of so many tokens and keep the activations of one: memory of a chunk, gradient of the whole batch "
         "(GradCache, arXiv 2101.06983; what gradient accumulation is where rows are each other's negatives). null: one chunk",
+    )
+    activation_checkpointing: Checkpointing = Field(
+        Checkpointing.NONE, description="memory for time: selective costs a little of either, full the time of another forward pass"
     )
     precision: Precision = Precision.BF16
     num_threads: PositiveInt = Field(description="CPU threads of one process; part of the result (sums are ordered by it)")

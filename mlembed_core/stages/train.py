@@ -18,6 +18,7 @@ import torch
 from accelerate import Accelerator
 from pydantic import NonNegativeInt
 
+from mlembed_core import lifeline
 from mlembed_core.artifacts import Workspace, hash_of, manifest_hash, write_manifest, writing
 from mlembed_core.config.axes import Axes, resolve_axes
 from mlembed_core.config.base import Name, Section, pick
@@ -26,10 +27,10 @@ from mlembed_core.config.settings import SettingParams, Settings
 from mlembed_core.config.train import TrainParams
 from mlembed_core.data.store import TrainingCache
 from mlembed_core.errors import ConfigError, MachineError, MlembedError, TrainingInterruptedError
-from mlembed_core.model.checkpoint import num_parameters, write_checkpoint
+from mlembed_core.model.checkpoint import num_parameters, pooling_of, write_checkpoint
 from mlembed_core.model.network import Network
 from mlembed_core.model.resolve import load_folder
-from mlembed_core.train.control import StopRequest, report, tie_to_launcher
+from mlembed_core.train.control import StopRequest, report
 from mlembed_core.train.distributed import world_size
 from mlembed_core.train.launch import EXPECTED_WORLD_SIZE
 from mlembed_core.train.loop import LOSS_COLUMNS, Curves, train
@@ -68,8 +69,8 @@ def run(workspace: Workspace, setting_name: str) -> None:
     cache = TrainingCache.open(workspace.cache, tokenizer=workspace.tokenizer)
     manifest_hash(workspace.backbone)  # refuses a missing one before weights are read
     backbone: Any = load_folder(workspace.backbone)
-    axes = resolve_axes(setting_name, setting, hidden=backbone.config.hidden_size, layers=len(backbone.layers))
-    network = Network(backbone, rank=None if setting.mel is None else setting.mel.rank)
+    axes = resolve_axes(setting_name, setting, hidden=backbone.config.hidden_size, layers=backbone.config.num_hidden_layers)
+    network = Network(backbone, rank=None if setting.mel is None else setting.mel.rank, pooling=pooling_of(workspace.backbone))
     teacher = _teacher(workspace, setting_name, setting, hidden=network.shape.dim)
 
     inputs = {"backbone": workspace.backbone, "cache": workspace.cache, "tokenizer": workspace.tokenizer}
@@ -192,7 +193,7 @@ def main() -> None:
     """What accelerate starts in each process."""
     if len(sys.argv) != 2:
         raise ConfigError(f"expected one setting, got {sys.argv[1:]}; use `mlembed train SETTING`")
-    tie_to_launcher()
+    lifeline.hold()
     with reporting():
         run(Workspace.find(), sys.argv[1])
 

@@ -2,23 +2,19 @@
 
 Between the two stands accelerate (and, for several processes, torch's agent), which passes on neither a signal in time nor an exit
 code. So they share a folder: each training process writes its pid there, the launcher signals these, and the first process that fails
-or stops leaves its exit code. When a launcher is killed outright, what it started goes with it.
+or stops leaves its exit code. When a launcher is killed outright, what it started goes with it (``lifeline.py``).
 """
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
-import sys
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType, TracebackType
 
 CONTROL = "MLEMBED_CONTROL"  # the folder, for the launched processes
 OUTCOME = "outcome"
-PR_SET_PDEATHSIG = 1  # prctl(2)
 
 
 class StopRequest:
@@ -79,25 +75,6 @@ def ask_to_stop(folder: Path) -> bool:
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGTERM)
     return bool(pids)
-
-
-def tie_to_launcher() -> None:
-    """Tie a training process to what started it, if a launcher did."""
-    if _folder() is not None:
-        tie_to_parent(lambda: os.getppid() == 1)
-
-
-def tie_to_parent(is_lost: Callable[[], bool]) -> None:
-    """Ask the kernel to kill this process when its parent ends, so that no orphan goes on writing while a retry runs (Linux only).
-
-    Args:
-        is_lost: asked afterwards, whether the parent ended before.
-    """
-    if not sys.platform.startswith("linux"):
-        return
-    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if is_lost():
-        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _folder() -> Path | None:

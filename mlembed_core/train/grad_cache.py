@@ -56,9 +56,10 @@ def grad_cache_step(
     plan = plan_step(
         cache, sampler, batch, step=step, seed=seed, axes=axes, objective=setting.objective_of(batch.source.kind, params.objectives)
     )
-    buckets = plan_buckets(cache, plan, max_tokens=min(max_tokens, params.bucket_tokens or max_tokens))
+    bucket_tokens = min(max_tokens, params.bucket_tokens or max_tokens)
+    buckets = plan_buckets(network, cache, plan, max_tokens=bucket_tokens)
     with autocast():
-        taught = None if teacher is None else encode_taught(teacher, buckets)
+        taught = None if teacher is None else encode_taught(teacher, cache, plan, max_tokens=bucket_tokens)
     terms = backward_in_chunks(
         network,
         chunks_of(buckets, max_tokens),

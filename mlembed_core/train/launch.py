@@ -20,16 +20,20 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from mlembed_core import lifeline
 from mlembed_core.artifacts import Workspace
 from mlembed_core.config.base import Section
 from mlembed_core.config.load import load, read_yaml
 from mlembed_core.config.train import TrainParams
 from mlembed_core.errors import ConfigError, MachineError, TrainingInterruptedError
-from mlembed_core.train.control import CONTROL, ask_to_stop, reported, tie_to_parent
+from mlembed_core.train.control import CONTROL, ask_to_stop, reported
 
 LAUNCHER = "MLEMBED_LAUNCHER"
 EXPECTED_WORLD_SIZE = "MLEMBED_EXPECTED_WORLD_SIZE"  # what the launched processes hold their number against
 VARIABLE = re.compile(r"\$\{([A-Z][A-Z0-9_]*)\}")
+# glibc hands large blocks back to the system when they are freed and faults them in again, page by page, a sixth of a small step's CPU
+# time. A training asks for the same sizes in every step: let it keep them.
+ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(2**32), "MALLOC_TRIM_THRESHOLD_": str(2**32)}
 
 
 class _Threads(Section):
@@ -104,7 +108,7 @@ def check_devices(profile: dict[str, Any]) -> None:
 
 def _environment(profile: dict[str, Any], control: Path) -> dict[str, str]:
     environment = {
-        **os.environ,
+        **lifeline.environment(),
         EXPECTED_WORLD_SIZE: str(profile.get("num_processes", 1)),
         CONTROL: str(control),
         "TOKENIZERS_PARALLELISM": "false",
@@ -113,6 +117,7 @@ def _environment(profile: dict[str, Any], control: Path) -> dict[str, str]:
     }
     # Threads that wait for each other by spinning stall a training many times over when another program wants the cores.
     environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    environment = ALLOCATOR | environment
     if profile.get("use_cpu"):
         # `accelerate launch --cpu --num_processes 2` would start one process in silence; the profile plus this starts two.
         environment["ACCELERATE_USE_CPU"] = "true"
@@ -122,11 +127,9 @@ def _environment(profile: dict[str, Any], control: Path) -> dict[str, str]:
 def _run(command: list[str], folder: Path, environment: dict[str, str], control: Path) -> tuple[int, bool]:
     """Exit status of the command, and whether we were told to stop while it ran."""
     # A session of its own: the terminal's Ctrl-C reaches us alone, and the training processes hear of it from us.
-    launcher = os.getpid()
 
     def between() -> None:
-        """Runs in the process between us and the training: deaf to the signals that the training processes act on, and tied to us."""
-        tie_to_parent(lambda: os.getppid() != launcher)
+        """Runs in the process between us and the training: deaf to the signals that the training processes act on."""
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
 
@@ -147,7 +150,7 @@ def _stopping(process: subprocess.Popen[bytes], control: Path) -> Iterator[list[
         impatient = number == signal.SIGINT and bool(received)
         received.append(number)
         if impatient or not ask_to_stop(control):
-            process.kill()  # what it started is tied to it
+            process.kill()  # and what it started ends with us
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
     try:

@@ -23,7 +23,7 @@ from mlembed_core.config.train import TrainParams
 from mlembed_core.data.sampler import Batch, Sampler
 from mlembed_core.data.store import TrainingCache
 from mlembed_core.errors import TrainingInterruptedError
-from mlembed_core.model.attention import use_float32_attention
+from mlembed_core.model.attention import choose_attention
 from mlembed_core.model.network import Network
 from mlembed_core.progress import Reporter
 from mlembed_core.train import resume
@@ -151,8 +151,8 @@ class _Run:
         agree(first, what="the step to go on from", device=self.accelerator.device)
         for network in filter(None, (self.network, self.teacher)):
             network.to(self.accelerator.device)
-            if self.params.precision is Precision.BF16:
-                use_float32_attention(network.backbone, self.accelerator.device)
+            choose_attention(network.backbone, device=self.accelerator.device, precision=self.params.precision)
+        self.network.checkpointing = self.params.activation_checkpointing
         self.model, self.optimizer = self.accelerator.prepare(self.network, optimizer)
         self.model.train()
         self.guard = FiniteGuard(self.curves.skipped, allowed=self.params.max_skipped_steps, warn=self.accelerator.print)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import torch
@@ -123,9 +124,8 @@ def step_loss(
     plan = plan_step(
         cache, sampler, batch, step=step, seed=seed, axes=axes, objective=setting.objective_of(batch.source.kind, params.objectives)
     )
-    buckets = plan_buckets(cache, plan, max_tokens=params.bucket_tokens)
-    states = encode(network, buckets, axes.mll_layers, plan)
-    taught = None if teacher is None else encode_taught(teacher, buckets)
+    states = encode(network, plan_buckets(network, cache, plan, max_tokens=params.bucket_tokens), axes.mll_layers, plan)
+    taught = None if teacher is None else encode_taught(teacher, cache, plan, max_tokens=params.bucket_tokens)
     terms = loss_terms(states, taught, cache, plan, axes=axes, params=params, setting=setting)
     return StepLoss(terms, num_tokens(cache, plan))
 
@@ -156,9 +156,10 @@ def plan_step(cache: TrainingCache, sampler: Sampler, batch: Batch, *, step: int
     )
 
 
-def plan_buckets(cache: TrainingCache, plan: StepPlan, *, max_tokens: int | None) -> list[Bucket]:
-    """The plan's texts in rectangles of ``max_tokens`` at most."""
-    return pack([cache.tokens(int(text)) for text in plan.texts], max_tokens=max_tokens)
+def plan_buckets(network: nn.Module, cache: TrainingCache, plan: StepPlan, *, max_tokens: int | None) -> list[Bucket]:
+    """The plan's texts in buckets of ``max_tokens`` at most, of the form that the network wants."""
+    inner = cast("Network", getattr(network, "module", network))  # DistributedDataParallel keeps the network in `module`
+    return pack([cache.tokens(int(text)) for text in plan.texts], max_tokens=max_tokens, joined=inner.joins_texts)
 
 
 def num_tokens(cache: TrainingCache, plan: StepPlan) -> int:
@@ -183,9 +184,10 @@ def encode(
 
 
 @torch.no_grad()
-def encode_taught(teacher: Network, buckets: Sequence[Bucket]) -> Float[Tensor, "text wide"]:
-    """The teacher's own vectors of the buckets' texts: last exit, full rank."""
+def encode_taught(teacher: Network, cache: TrainingCache, plan: StepPlan, *, max_tokens: int | None) -> Float[Tensor, "text wide"]:
+    """The teacher's own vectors of the plan's texts: last exit, full rank."""
     device = next(teacher.parameters()).device
+    buckets = plan_buckets(teacher, cache, plan, max_tokens=max_tokens)
     states: Tensor = teacher([bucket.to(device) for bucket in buckets], [teacher.num_layers], None)
     return states[0].float() if states.dtype in (torch.bfloat16, torch.float16) else states[0]
 

@@ -15,6 +15,7 @@ from accelerate import Accelerator
 from safetensors.torch import save_file
 from transformers import Qwen3Config, Qwen3Model
 
+from mlembed_core import lifeline
 from mlembed_core.config.axes import Axes
 from mlembed_core.config.data import Kind
 from mlembed_core.config.settings import SettingParams
@@ -23,7 +24,6 @@ from mlembed_core.data.sampler import Sampler
 from mlembed_core.data.store import CacheWriter, TrainingCache
 from mlembed_core.model.network import Network
 from mlembed_core.stages.train import check_world_size
-from mlembed_core.train.control import tie_to_launcher
 from mlembed_core.train.grad_cache import grad_cache_step
 from mlembed_core.train.step import step_loss
 
@@ -110,7 +110,7 @@ def problem(folder: Path, *, batch_size: int, **options: Any) -> tuple[Network, 
 def main() -> None:
     base = Path(sys.argv[1])
     torch.set_num_threads(1)
-    tie_to_launcher()
+    lifeline.hold()
     accelerator = Accelerator()
     check_world_size()
     for batch_size, (variant, options) in itertools.product(BATCH_SIZES, VARIANTS.items()):

@@ -16,10 +16,11 @@ import torch
 from accelerate import Accelerator
 from safetensors.torch import save_file
 
+from mlembed_core import lifeline
 from mlembed_core.data.sampler import Sampler
 from mlembed_core.stages.train import check_world_size, reporting
 from mlembed_core.train import resume
-from mlembed_core.train.control import StopRequest, tie_to_launcher
+from mlembed_core.train.control import StopRequest
 from mlembed_core.train.loop import train
 from tests.distributed.worker import problem
 
@@ -88,7 +89,7 @@ def arm(reaper: Reaper, network) -> None:
 
 def main() -> None:
     base = Path(sys.argv[1])
-    tie_to_launcher()
+    lifeline.hold()
     torch.set_num_threads(1)
     accelerator = Accelerator()
     (base / f"pid-{os.getpid()}").touch()

@@ -11,7 +11,6 @@ import torch
 from mlembed_core.artifacts import Workspace
 from mlembed_core.config.load import read_yaml
 from mlembed_core.errors import ConfigError, MachineError, TrainingInterruptedError
-from mlembed_core.train import control
 from mlembed_core.train.control import CONTROL, StopRequest, ask_to_stop, report, reported
 from mlembed_core.train.launch import LAUNCHER, _raise_for, _resolved_profile, check_devices
 
@@ -119,11 +118,3 @@ def test_a_process_is_asked_to_stop_through_the_folder(tmp_path, monkeypatch):
     gone.wait()
     (tmp_path / f"pid-{os.getpid()}").rename(tmp_path / f"pid-{gone.pid}")
     assert ask_to_stop(tmp_path)
-
-
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="prctl is Linux's")
-def test_an_orphan_does_not_live_on():
-    code = "from mlembed_core.train.control import tie_to_parent; tie_to_parent(lambda: True); print('alive')"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout) == (-signal.SIGKILL, "")
-    assert control.PR_SET_PDEATHSIG == 1
