@@ -14,6 +14,7 @@ from mlembed_core.errors import ConfigError, MachineError
 from mlembed_core.model.checkpoint import write_checkpoint
 from mlembed_core.model.network import Network
 from mlembed_core.stages import train as stage
+from mlembed_core.train import resume
 from mlembed_core.train.resume import only_one
 from mlembed_core.train.teacher import folder_hash
 from tests.distributed.worker import VOCAB, stock
@@ -131,7 +132,8 @@ def test_another_teacher_makes_another_training(workspace):
     assert sorted(len(names) for names in states) == [1, 2]
 
 
-def test_the_same_training_twice_at_once_is_refused(workspace):
+def test_the_same_training_twice_at_once_is_refused(workspace, monkeypatch):
+    monkeypatch.setattr(resume, "LOCK_PATIENCE_S", 0.2)
     write_params(workspace)
     stage.run(workspace, "small")
     (folder,) = (workspace.work / "train" / "small").iterdir()
