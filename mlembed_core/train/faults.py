@@ -66,10 +66,11 @@ def naming_the_knobs(params: TrainParams) -> Iterator[None]:
             raise
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise MachineError(
-            f"out of memory in a training step ({reason}). In configs/params.yaml, train.grad_cache_tokens (now "
-            f"{_shown(params.grad_cache_tokens)}; try 4096, then less) and train.bucket_tokens (now {_shown(params.bucket_tokens)}) help "
-            f"without changing the gradient; train.batch_size (now {params.batch_size}), fewer hard negatives in train.objectives "
-            "and a shorter tokenizer.max_length change it. More processes share the batch, too (MLEMBED_LAUNCHER)."
+            f"out of memory in a training step ({reason}). In configs/params.yaml, these help without changing the gradient: "
+            f"train.grad_cache_tokens (now {_shown(params.grad_cache_tokens)}; try 4096, then less), train.bucket_tokens (now "
+            f"{_shown(params.bucket_tokens)}), train.activation_checkpointing (now {params.activation_checkpointing.value}). These change "
+            f"it: train.batch_size (now {params.batch_size}), fewer hard negatives in train.objectives, a shorter tokenizer.max_length. "
+            "More processes share the batch, too (MLEMBED_LAUNCHER)."
         ) from error
 
 

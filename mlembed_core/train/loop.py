@@ -79,7 +79,7 @@ def train(
         log: called on the main process with a step and its metrics.
         setting: where the loss's terms differ from ``params``; None: not at all.
         teacher: of ``setting.distillation``, frozen.
-        stop_requested: asked after each step, in every process; one that says yes stops them all.
+        stop_requested: asked in each step, in every process; one that says yes stops them all.
 
     Raises:
         TrainingError: the loss or the gradient is not finite; names the step, source and rows.
@@ -104,7 +104,7 @@ def train(
         for step in range(first, sampler.num_steps):
             # 2. One batch: states, loss, gradient, new weights.
             batch = sampler.batch(step)
-            outcome = run.take_step(batch, step, stop=stop_requested())
+            outcome = run.take_step(batch, step, stop_requested)
             pace.count(batch, outcome)
 
             # 3. What is said, looked at and kept.
@@ -158,13 +158,13 @@ class _Run:
         self.guard = FiniteGuard(self.curves.skipped, allowed=self.params.max_skipped_steps, warn=self.accelerator.print)
         return first
 
-    def take_step(self, batch: Batch, step: int, *, stop: bool) -> _Outcome:
+    def take_step(self, batch: Batch, step: int, stop_requested: Callable[[], bool]) -> _Outcome:
         """One optimizer step, unless the gradient is not finite: that changes no weight."""
         rate = learning_rate(step, self.sampler.num_steps, self.params)
         with naming_the_knobs(self.params):
             result = self._loss_with_gradient(batch, step)
         norm = float(self.accelerator.clip_grad_norm_(self.model.parameters(), self.params.max_grad_norm))
-        outcome = _agreed(self.accelerator, result, learning_rate=rate, grad_norm=norm, stop=stop)
+        outcome = _agreed(self.accelerator, result, learning_rate=rate, grad_norm=norm, stop=stop_requested())
         self.curves.steps = step + 1
         if self.guard.admits(batch, step=step, loss=outcome.loss, norm=norm):
             for group in self.optimizer.param_groups:

