@@ -126,7 +126,7 @@ class Network(nn.Module):
         """Pooled, normed states of all texts in the buckets, in the texts' own order."""
         order = torch.cat([bucket.order for bucket in buckets])
         ids = torch.cat([bucket.ids.flatten() for bucket in buckets])
-        looked_up = self._table.look_up(ids, rank).split([bucket.ids.numel() for bucket in buckets])
+        looked_up = torch.split(self._table.look_up(ids, rank), [bucket.ids.numel() for bucket in buckets])
         encode = recomputed(self._exit_states, self.checkpointing if self.training else Checkpointing.NONE)
         states = torch.cat([encode(bucket, rows, exits) for bucket, rows in zip(buckets, looked_up, strict=True)], dim=1)
         return states[:, torch.argsort(order)]
@@ -134,7 +134,7 @@ class Network(nn.Module):
     def _exit_states(
         self, bucket: Bucket, looked_up: Float[Tensor, "token width"], exits: Sequence[int]
     ) -> Float[Tensor, "exit text hidden"]:
-        embedded = self._table.expand(looked_up).unflatten(0, bucket.ids.shape)
+        embedded = self._table.expand(looked_up).view(*bucket.ids.shape, -1)
         if self._scale != 1:
             embedded = embedded * self._scale
         with self._reading(bucket, exits) as pooled:

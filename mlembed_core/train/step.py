@@ -122,7 +122,7 @@ def _encode(
     unique, positions = np.unique(np.concatenate(parts), return_inverse=True)
     texts = [cache.tokens(int(text)) for text in unique]
     device = next(network.parameters()).device
-    joined = getattr(network, "module", network).joins_texts  # DistributedDataParallel keeps the network in `module`
+    joined = bool(getattr(network, "module", network).joins_texts)  # DistributedDataParallel keeps the network in `module`
     buckets = [bucket.to(device) for bucket in pack(texts, max_tokens=bucket_tokens, joined=joined)]
     states = network(buckets, exits, mel_rank)
     if states.dtype in (torch.bfloat16, torch.float16):
