@@ -5,7 +5,7 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PositiveInt, field_validator, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from mlembed_core.config.base import Name, Section
 
@@ -83,6 +83,16 @@ class MelParams(Section):
         return self
 
 
+class LoraParams(Section):
+    """Low-rank adapters on the backbone's linear layers, trained in place of its weights and merged into them at the end."""
+
+    rank: PositiveInt
+    alpha: PositiveFloat = Field(description="the adapter's product is scaled by alpha / rank")
+    target_modules: Annotated[list[str], Field(min_length=1)] | None = Field(
+        None, description="names of linear layers, e.g. [q_proj, v_proj]; null: all of them"
+    )
+
+
 class SettingParams(Section):
     """A named training recipe: which of the three Matryoshka axes it trains.
 
@@ -92,6 +102,7 @@ class SettingParams(Section):
     mrl: Literal["auto"] | list[PositiveInt] | None = None
     mll: Literal["auto"] | list[PositiveInt] | None = None
     mel: MelParams | None = None
+    lora: LoraParams | None = None
 
 
 Settings = dict[Name, SettingParams]

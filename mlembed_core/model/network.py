@@ -80,13 +80,23 @@ class Network(nn.Module):
             self.norm = inner.get_submodule(self._form.norm)
             set_submodule(inner, self._form.norm, nn.Identity())
         inner.set_input_embeddings(nn.Identity())
-        if getattr(inner, "pooler", None) is not None:
-            inner.pooler.requires_grad_(requires_grad=False)  # BERT's head for next sentences: kept, never read
         self.backbone = inner
+        self.train_everything()
+
+    def train_everything(self) -> None:
+        """Give every weight that is read a gradient."""
+        self.requires_grad_(requires_grad=True)
+        if getattr(self.backbone, "pooler", None) is not None:
+            self.backbone.pooler.requires_grad_(requires_grad=False)  # BERT's head for next sentences: kept, never read
+
+    @property
+    def layers_name(self) -> str:
+        """The list of layers, as the backbone names it."""
+        return self._form.layers
 
     @property
     def layers(self) -> nn.ModuleList:
-        return cast("nn.ModuleList", self.backbone.get_submodule(self._form.layers))
+        return cast("nn.ModuleList", self.backbone.get_submodule(self.layers_name))
 
     @property
     def num_layers(self) -> int:
@@ -113,7 +123,7 @@ class Network(nn.Module):
 
     def cut(self, layers: int) -> None:
         """Drop the layers above the first ``layers``."""
-        set_submodule(self.backbone, self._form.layers, self.layers[:layers])
+        set_submodule(self.backbone, self.layers_name, self.layers[:layers])
 
     def stock_state_dict(self) -> dict[str, Tensor]:
         """The weights by the stock model's names, the table multiplied out."""

@@ -27,6 +27,7 @@ from mlembed_core.config.train import TrainParams
 from mlembed_core.data.store import TrainingCache
 from mlembed_core.errors import ConfigError, MachineError, MlembedError
 from mlembed_core.model.checkpoint import num_parameters, pooling_of, write_checkpoint
+from mlembed_core.model.lora import add_adapters, merge_adapters
 from mlembed_core.model.network import Network
 from mlembed_core.model.resolve import load_folder
 from mlembed_core.train.distributed import world_size
@@ -66,6 +67,8 @@ def run(workspace: Workspace, setting_name: str) -> None:
     backbone: Any = load_folder(workspace.backbone)
     axes = resolve_axes(setting_name, setting, hidden=backbone.config.hidden_size, layers=backbone.config.num_hidden_layers)
     network = Network(backbone, rank=None if setting.mel is None else setting.mel.rank, pooling=pooling_of(workspace.backbone))
+    if setting.lora is not None:
+        add_adapters(network, setting.lora, seed=config.seed)
 
     inputs = {"backbone": workspace.backbone, "cache": workspace.cache, "tokenizer": workspace.tokenizer}
     params = {
@@ -92,6 +95,8 @@ def run(workspace: Workspace, setting_name: str) -> None:
             state_folder=workspace.work / "train" / setting_name / fingerprint,
             log=tracker.log if tracker else _ignore,
         )
+        if setting.lora is not None:
+            merge_adapters(network)
         if accelerator.is_main_process:
             write_model(workspace, workspace.models / setting_name, network, curves, axes, setting_name, params, inputs)
 
