@@ -1,1 +1,1 @@
-"""Dagster assets: one per row of the pipeline, each running its DVC stage. They name their stage and their upstream assets."""
+"""The pipeline's stages as Dagster assets: one asset a stage, each run by DVC. Imports none of the heavy libraries."""

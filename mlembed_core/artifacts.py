@@ -90,6 +90,14 @@ class Workspace:
         """Scratch and resume state. Git, DVC and every reader of outs ignore it."""
         return self.root / ".work"
 
+    def measured(self, item: str) -> Path:
+        """What was measured when an item (``train@3d``) was last run here: times and rates have no place in outs."""
+        return self.work / "measured" / f"{item}.json"
+
+    def registration(self, setting: str) -> Path:
+        """Where the last registration of a setting from this clone led: version, run, and the bytes that it is of."""
+        return self.work / "registered" / f"{setting}.json"
+
 
 def sha256_file(path: Path) -> str:
     """Hex SHA-256 of a file's bytes, read in constant memory."""

@@ -13,6 +13,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
+from mlembed_core import lifeline
 from mlembed_core.artifacts import Workspace
 from mlembed_core.errors import MachineError, MlembedError
 
@@ -246,6 +247,7 @@ def _print_json(value: object) -> None:
 
 def main() -> NoReturn:
     """Entry point of the console script."""
+    lifeline.hold()
     try:
         status = app(standalone_mode=False)
     except MlembedError as error:

@@ -1,1 +1,1 @@
-"""The Dagster code location: definitions, jobs, sensors, schedules."""
+"""How Dagster drives the pipeline: jobs, the sensor that follows DVC, the one ``defs``, and the programs that people start."""

@@ -1,13 +1,13 @@
-"""Parameters of the model: the backbone, and the 3D-ML settings trained on it."""
+"""Parameters of the backbone: the architecture and where its first weights come from."""
 
 from __future__ import annotations
 
 from enum import StrEnum
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
+from pydantic import Field, field_validator
 
-from mlembed_core.config.base import Name, Section
+from mlembed_core.config.base import Section
 
 
 class Initialisation(StrEnum):
@@ -63,46 +63,3 @@ class HubBackbone(Backbone):
 
 
 BackboneParams = Annotated[RandomBackbone | LocalBackbone | HubBackbone, Field(discriminator="type")]
-
-
-class MelParams(Section):
-    """Matryoshka Embedding Learning: the token table as U (vocab × rank) times V (rank × hidden)."""
-
-    rank: PositiveInt
-    min_rank: PositiveInt | None = Field(None, description="smallest sampled rank; required with sampled")
-    sampled: bool = Field(False, description="draw one rank per step ∝ rank; false: a plain static low-rank table")
-
-    @model_validator(mode="after")
-    def _ranks_are_ordered(self) -> MelParams:
-        if self.sampled and self.min_rank is None:
-            raise ValueError("sampled: true needs min_rank, the smallest rank to draw")
-        if self.min_rank is not None and not self.sampled:
-            raise ValueError(f"min_rank={self.min_rank} has no effect without sampled: true")
-        if self.min_rank is not None and self.min_rank > self.rank:
-            raise ValueError(f"min_rank={self.min_rank} exceeds rank={self.rank}")
-        return self
-
-
-class LoraParams(Section):
-    """Low-rank adapters on the backbone's linear layers, trained in place of its weights and merged into them at the end."""
-
-    rank: PositiveInt
-    alpha: PositiveFloat = Field(description="the adapter's product is scaled by alpha / rank")
-    target_modules: Annotated[list[str], Field(min_length=1)] | None = Field(
-        None, description="names of linear layers, e.g. [q_proj, v_proj]; null: all of them"
-    )
-
-
-class SettingParams(Section):
-    """A named training recipe: which of the three Matryoshka axes it trains.
-
-    ``mrl`` and ``mll`` take ``auto`` (the paper's dims and exits for the backbone's size), an explicit list, or null (off).
-    """
-
-    mrl: Literal["auto"] | list[PositiveInt] | None = None
-    mll: Literal["auto"] | list[PositiveInt] | None = None
-    mel: MelParams | None = None
-    lora: LoraParams | None = None
-
-
-Settings = dict[Name, SettingParams]

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from mlembed_core.config.model import LoraParams
+from mlembed_core.config.settings import LoraParams
 from mlembed_core.errors import ConfigError, MachineError
 from mlembed_core.model.architecture import set_submodule
 from mlembed_core.model.low_rank import LowRankEmbedding

@@ -20,10 +20,20 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from mlembed_core.artifacts import Workspace, canonical_json, manifest_hash, read_json, read_manifest, sha256_file, verify_files
+from mlembed_core.artifacts import (
+    Workspace,
+    canonical_json,
+    manifest_hash,
+    read_json,
+    read_manifest,
+    sha256_file,
+    verify_files,
+    write_json,
+    writing,
+)
 from mlembed_core.config.base import Name, Section, pick
 from mlembed_core.config.load import load, read_yaml
-from mlembed_core.config.model import Settings
+from mlembed_core.config.settings import Settings
 from mlembed_core.errors import ArtifactError
 from mlembed_core.registry.client import (
     AXES_TAG,
@@ -81,6 +91,7 @@ class Registration:
     alias: str
     setting: str
     run_id: str
+    experiment_id: str
     weights_hash: str
     created: bool
     run_rebuilt: bool
@@ -91,6 +102,11 @@ class Registration:
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+    def lasting(self) -> dict[str, Any]:
+        """What is true of the version however often it is registered again: no word of what this call added."""
+        names = ("name", "version", "alias", "setting", "run_id", "experiment_id", "weights_hash", "dvc_md5")
+        return {name: getattr(self, name) for name in names}
 
     @property
     def summary(self) -> str:
@@ -122,7 +138,12 @@ def register(workspace: Workspace, settings: Sequence[str] | None = None) -> lis
     # All are checked before the first is registered.
     trained = [TrainedModel.find(workspace, setting) for setting in chosen]
     with registering(workspace), open_registry(workspace) as registry:
-        return [_register_one(registry, workspace, config.name, model) for model in trained]
+        done = [_register_one(registry, workspace, config.name, model) for model in trained]
+        for registration in done:
+            record = workspace.registration(registration.setting)
+            with writing(workspace, record) as draft:
+                write_json(draft, registration.lasting())
+        return done
 
 
 def _register_one(registry: Registry, workspace: Workspace, name: str, model: TrainedModel) -> Registration:
@@ -147,6 +168,7 @@ def _register_one(registry: Registry, workspace: Workspace, name: str, model: Tr
         alias=candidate_alias(model.setting),
         setting=model.setting,
         run_id=str(run.info.run_id),
+        experiment_id=str(run.info.experiment_id),
         weights_hash=model.weights_hash,
         created=created,
         run_rebuilt=rebuilt,

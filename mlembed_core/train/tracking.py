@@ -22,7 +22,8 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Literal
 
-from mlembed_core.artifacts import MANIFEST, Workspace, canonical_json, manifest_hash
+from mlembed_core.artifacts import MANIFEST, Workspace, canonical_json, manifest_hash, write_json, writing
+from mlembed_core.errors import TrainingInterruptedError
 
 SETTING_TAG = "mlembed.setting"
 FINGERPRINT_TAG = "mlembed.fingerprint"
@@ -134,10 +135,13 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 
 
 def loss_metrics(row: Mapping[str, Any]) -> dict[str, float]:
-    """The metrics of one row of ``loss_curve.csv``: the loss also under its source's name; empty cells left out."""
-    names = {"loss": "loss", "learning_rate": "learning_rate", "grad_norm": "grad_norm", "rank": "rank", "tokens": "tokens"}
+    """The metrics of one row of ``loss_curve.csv``: the loss also by its source and kind, and its terms; empty cells left out."""
+    names = {name: name for name in ("loss", "learning_rate", "grad_norm", "rank", "tokens")}
+    names |= {f"loss_term/{name}": name for name in ("in_batch", "hard", "distillation", "self_distillation")}
     if row.get("source"):
         names[f"loss/{row['source']}"] = "loss"
+    if row.get("kind"):
+        names[f"loss_kind/{row['kind']}"] = "loss"
     return {name: float(row[column]) for name, column in names.items() if row.get(column) not in (None, "")}
 
 
@@ -191,11 +195,15 @@ class Tracker:
         self._gave_up = False
         self._status: Status = "FINISHED"
         self._output_hash: str | None = None
+        self._run: _Run | None = None
+        self._started = time.monotonic()
+        self._last: dict[str, float] = {}
         self._thread: threading.Thread | None = threading.Thread(target=self._work, name="mlflow-tracker", daemon=True)
         self._thread.start()
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Note metrics of a step; costs an append. Points that a resumed run already has are dropped, so a replayed curve does no harm."""
+        self._last |= metrics
         if self._gave_up:
             return
         now = time.time()
@@ -218,6 +226,21 @@ class Tracker:
         if self._thread.is_alive():
             self._give_up(f"no answer within {FINISH_TIMEOUT_S:.0f} s")
         self._thread = None
+        if status == "FINISHED":
+            self._write_measured()
+
+    def _write_measured(self) -> None:
+        """Leave time, speed and the way to the run beside the out, for those who show it (they do not ask MLflow)."""
+        target = self._facts.workspace.measured(f"train@{self._facts.setting}")
+        run = None if self._gave_up else self._run
+        facts = {
+            "seconds": round(time.monotonic() - self._started, 1),
+            "tokens_per_second": round(self._last.get("tokens_per_second", 0.0), 1),
+            "experiment_id": run.experiment_id if run else None,
+            "run_id": run.run_id if run else None,
+        }
+        with writing(self._facts.workspace, target) as draft:
+            write_json(draft, facts)
 
     def __enter__(self) -> Tracker:
         return self
@@ -226,11 +249,12 @@ class Tracker:
         if kind is None:
             self.finish("FINISHED")
         else:
-            self.finish("FAILED" if issubclass(kind, Exception) else "KILLED")
+            stopped = issubclass(kind, TrainingInterruptedError) or not issubclass(kind, Exception)
+            self.finish("KILLED" if stopped else "FAILED")
 
     def _work(self) -> None:
         try:
-            run = _Run(self._facts)
+            run = self._run = _Run(self._facts)
             stopping = False
             while not stopping and not self._gave_up:
                 stopping = self._stop.wait(FLUSH_INTERVAL_S)
@@ -276,28 +300,28 @@ class _Run:
 
     def __init__(self, facts: RunFacts) -> None:
         self._client = connect(tracking_uri(facts.workspace))
-        experiment = ensure_experiment(self._client, facts.workspace, facts.name)
+        self.experiment_id = experiment = ensure_experiment(self._client, facts.workspace, facts.name)
         unfinished = f"tags.`{FINGERPRINT_TAG}` = '{facts.fingerprint}' and attributes.status != 'FINISHED'"
         found = self._client.search_runs([experiment], unfinished, max_results=1)
         self._last_step: dict[str, int] = {}
         if found:
-            self._id = str(found[0].info.run_id)
-            self._client.update_run(self._id, status="RUNNING")
+            self.run_id = str(found[0].info.run_id)
+            self._client.update_run(self.run_id, status="RUNNING")
             for key in found[0].data.metrics:
-                self._last_step[key] = max(point.step for point in self._client.get_metric_history(self._id, key))
+                self._last_step[key] = max(point.step for point in self._client.get_metric_history(self.run_id, key))
         else:
             tags = {FINGERPRINT_TAG: facts.fingerprint, **run_tags(facts.workspace, facts.setting)}
-            self._id = str(self._client.create_run(experiment, run_name=facts.setting, tags=tags).info.run_id)
-            log_inputs(self._client, self._id, facts.inputs)
-            log_params(self._client, self._id, facts.params)
+            self.run_id = str(self._client.create_run(experiment, run_name=facts.setting, tags=tags).info.run_id)
+            log_inputs(self._client, self.run_id, facts.inputs)
+            log_params(self._client, self.run_id, facts.params)
 
     def write(self, points: list[Point]) -> None:
-        log_points(self._client, self._id, [point for point in points if point.step > self._last_step.get(point.key, -1)])
+        log_points(self._client, self.run_id, [point for point in points if point.step > self._last_step.get(point.key, -1)])
 
     def close(self, status: Status, output_hash: str | None) -> None:
         if output_hash is not None:
-            self._client.set_tag(self._id, OUTPUT_HASH_TAG, output_hash)
-        self._client.set_terminated(self._id, status)
+            self._client.set_tag(self.run_id, OUTPUT_HASH_TAG, output_hash)
+        self._client.set_terminated(self.run_id, status)
 
 
 def log_points(client: Any, run_id: str, points: list[Point]) -> None:

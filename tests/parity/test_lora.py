@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mlembed_core.config.model import LoraParams
+from mlembed_core.config.settings import LoraParams
 from mlembed_core.errors import ConfigError
 from mlembed_core.model.lora import add_adapters, merge_adapters
 from mlembed_core.model.network import Network

@@ -53,6 +53,25 @@ def curve(workspace: Workspace, run: Any, key: str) -> list[tuple[int, float]]:
     return sorted((point.step, point.value) for point in history)
 
 
+def test_what_was_measured_lies_beside_the_out(workspace: Workspace, start: Callable[..., Tracker]) -> None:
+    with start() as tracker:
+        tracker.log(10, {"loss": 1.0, "tokens_per_second": 100.0})
+        tracker.log(20, {"loss": 0.5, "tokens_per_second": 200.0})
+        write_model(workspace)
+    measured = json.loads(workspace.measured("train@3d").read_text())
+    assert measured["tokens_per_second"] == 200
+    assert measured["seconds"] > 0
+    assert measured["run_id"] == runs(workspace)[0].info.run_id
+    assert measured["experiment_id"] == runs(workspace)[0].info.experiment_id
+
+
+def test_a_training_that_failed_leaves_no_measure(workspace: Workspace, start: Callable[..., Tracker]) -> None:
+    with pytest.raises(ValueError), start() as tracker:
+        tracker.log(10, {"loss": 1.0})
+        raise ValueError
+    assert not workspace.measured("train@3d").exists()
+
+
 def test_a_run_shows_what_went_in_and_what_came_out(workspace: Workspace, start: Callable[..., Tracker]) -> None:
     with start() as tracker:
         for step in (10, 20):
