@@ -332,7 +332,7 @@ def main() -> None:
     parser.add_argument("--alone", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if not os.environ.keys() >= ALLOCATOR.keys():  # read when a process starts
-        os.execve(sys.executable, [sys.executable, "-m", "benchmarks.train_step", *sys.argv[1:]], {**os.environ, **ALLOCATOR})
+        os.execve(sys.executable, [sys.executable, "-m", "benchmarks.train_step", *sys.argv[1:]], {**os.environ, **ALLOCATOR})  # noqa: S606
     torch.set_num_threads(1)
     shape = SHAPES[arguments.shape]
     if arguments.alone:

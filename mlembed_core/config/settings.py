@@ -31,6 +31,16 @@ class MelParams(Section):
         return self
 
 
+class LoraParams(Section):
+    """Low-rank adapters on the backbone's linear layers, trained in place of its weights and merged into them at the end."""
+
+    rank: PositiveInt
+    alpha: PositiveFloat = Field(description="the adapter's product is scaled by alpha / rank")
+    target_modules: Annotated[list[str], Field(min_length=1)] | None = Field(
+        None, description="names of linear layers, e.g. [q_proj, v_proj]; null: all of them"
+    )
+
+
 class LocalTeacher(Section):
     """A checkpoint folder in Hugging Face form, with the student's tokenizer; one of our own ``models/SETTING`` will do.
 
@@ -60,6 +70,7 @@ class SettingParams(Section):
     mrl: Literal["auto"] | list[PositiveInt] | None = None
     mll: Literal["auto"] | list[PositiveInt] | None = None
     mel: MelParams | None = None
+    lora: LoraParams | None = None
     objectives: dict[Kind, Objective] = Field(default_factory=dict, description="exceptions from train.objectives, per kind of source")
     distillation: DistillationParams | None = None
     self_distillation: PositiveFloat | None = Field(

@@ -11,7 +11,7 @@ token is padding and no mask is built (``torch.nn.attention.varlen``, FlashAtten
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -54,9 +54,11 @@ def _attention_varlen(
     """
     past = -1 if sliding_window is None else sliding_window - 1  # transformers counts the token itself, the kernel does not
     # The stock norms may hand over float32 queries and keys under autocast; the kernel wants one half precision type.
-    states = (state[0].transpose(0, 1).to(value.dtype) for state in (query, key, value))
+    query, key, value = (state[0].transpose(0, 1).to(value.dtype) for state in (query, key, value))
     output = varlen_attn(
-        *states,
+        query,
+        key,
+        value,
         cu_seq_lens,
         cu_seq_lens,
         max_length,
@@ -65,7 +67,7 @@ def _attention_varlen(
         window_size=(past, 0 if getattr(module, "is_causal", True) else past),
         enable_gqa=query.shape[1] != key.shape[1],
     )
-    return output[None], None
+    return cast("Tensor", output)[None], None
 
 
 def _no_mask(**_options: Any) -> None:

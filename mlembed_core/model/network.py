@@ -80,13 +80,23 @@ class Network(nn.Module):
             self.norm = inner.get_submodule(self._form.norm)
             set_submodule(inner, self._form.norm, nn.Identity())
         inner.set_input_embeddings(nn.Identity())
-        if getattr(inner, "pooler", None) is not None:
-            inner.pooler.requires_grad_(requires_grad=False)  # BERT's head for next sentences: kept, never read
         self.backbone = inner
+        self.train_everything()
+
+    def train_everything(self) -> None:
+        """Give every weight that is read a gradient."""
+        self.requires_grad_(requires_grad=True)
+        if getattr(self.backbone, "pooler", None) is not None:
+            self.backbone.pooler.requires_grad_(requires_grad=False)  # BERT's head for next sentences: kept, never read
+
+    @property
+    def layers_name(self) -> str:
+        """The list of layers, as the backbone names it."""
+        return self._form.layers
 
     @property
     def layers(self) -> nn.ModuleList:
-        return cast("nn.ModuleList", self.backbone.get_submodule(self._form.layers))
+        return cast("nn.ModuleList", self.backbone.get_submodule(self.layers_name))
 
     @property
     def num_layers(self) -> int:
@@ -113,7 +123,7 @@ class Network(nn.Module):
 
     def cut(self, layers: int) -> None:
         """Drop the layers above the first ``layers``."""
-        set_submodule(self.backbone, self._form.layers, self.layers[:layers])
+        set_submodule(self.backbone, self.layers_name, self.layers[:layers])
 
     def stock_state_dict(self) -> dict[str, Tensor]:
         """The weights by the stock model's names, the table multiplied out."""
@@ -126,7 +136,7 @@ class Network(nn.Module):
         """Pooled, normed states of all texts in the buckets, in the texts' own order."""
         order = torch.cat([bucket.order for bucket in buckets])
         ids = torch.cat([bucket.ids.flatten() for bucket in buckets])
-        looked_up = self._table.look_up(ids, rank).split([bucket.ids.numel() for bucket in buckets])
+        looked_up = torch.split(self._table.look_up(ids, rank), [bucket.ids.numel() for bucket in buckets])
         encode = recomputed(self._exit_states, self.checkpointing if self.training else Checkpointing.NONE)
         states = torch.cat([encode(bucket, rows, exits) for bucket, rows in zip(buckets, looked_up, strict=True)], dim=1)
         return states[:, torch.argsort(order)]
@@ -134,7 +144,7 @@ class Network(nn.Module):
     def _exit_states(
         self, bucket: Bucket, looked_up: Float[Tensor, "token width"], exits: Sequence[int]
     ) -> Float[Tensor, "exit text hidden"]:
-        embedded = self._table.expand(looked_up).unflatten(0, bucket.ids.shape)
+        embedded = self._table.expand(looked_up).view(*bucket.ids.shape, -1)
         if self._scale != 1:
             embedded = embedded * self._scale
         with self._reading(bucket, exits) as pooled:

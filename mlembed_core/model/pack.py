@@ -8,7 +8,7 @@ takes sequences of different lengths one behind the other (``model/attention.py`
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -39,8 +39,8 @@ class Bucket:
     cu_seq_lens: Int[Tensor, "bounds"] | None = None
 
     def to(self, device: torch.device) -> Bucket:
-        values = (getattr(self, field.name) for field in fields(self))
-        return Bucket(*(None if value is None else value.to(device) for value in values))
+        bounds = None if self.cu_seq_lens is None else self.cu_seq_lens.to(device)
+        return Bucket(self.ids.to(device), self.last.to(device), self.order.to(device), bounds)
 
     @property
     def rows(self) -> Int[Tensor, "text"]:
@@ -71,7 +71,7 @@ class Bucket:
     def means(self, states: Float[Tensor, "batch seq hidden"]) -> Float[Tensor, "text hidden"]:
         """Mean of each text's states, padding left out."""
         if self.cu_seq_lens is not None:
-            return torch.stack([text.mean(dim=0) for text in states[0].split(self.lengths.tolist())])
+            return torch.stack([text.mean(dim=0) for text in torch.split(states[0], self.lengths.tolist())])
         mask = self.mask
         if mask is None:
             return states.mean(dim=1)

@@ -47,7 +47,7 @@ def _keep_and_replay() -> tuple[TorchDispatchMode, TorchDispatchMode]:
     return _Keep(kept), _Replay(kept)
 
 
-class _Keep(TorchDispatchMode):
+class _Keep(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch does not type its modes
     """Runs everything, and keeps the results of ``KEPT`` in their order.
 
     torch's own selective checkpointing wants every operation to come back, but autocast casts a weight once per step and not once
@@ -55,7 +55,7 @@ class _Keep(TorchDispatchMode):
     """
 
     def __init__(self, kept: deque[Any]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._kept = kept
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -65,11 +65,11 @@ class _Keep(TorchDispatchMode):
         return result
 
 
-class _Replay(TorchDispatchMode):
+class _Replay(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Runs everything but ``KEPT``, whose results come back in their order."""
 
     def __init__(self, kept: deque[Any]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._kept = kept
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -28,6 +28,7 @@ from mlembed_core.config.train import TrainParams
 from mlembed_core.data.store import TrainingCache
 from mlembed_core.errors import ConfigError, MachineError, MlembedError, TrainingInterruptedError
 from mlembed_core.model.checkpoint import num_parameters, pooling_of, write_checkpoint
+from mlembed_core.model.lora import add_adapters, merge_adapters
 from mlembed_core.model.network import Network
 from mlembed_core.model.resolve import load_folder
 from mlembed_core.train.control import StopRequest, report
@@ -71,6 +72,8 @@ def run(workspace: Workspace, setting_name: str) -> None:
     backbone: Any = load_folder(workspace.backbone)
     axes = resolve_axes(setting_name, setting, hidden=backbone.config.hidden_size, layers=backbone.config.num_hidden_layers)
     network = Network(backbone, rank=None if setting.mel is None else setting.mel.rank, pooling=pooling_of(workspace.backbone))
+    if setting.lora is not None:
+        add_adapters(network, setting.lora, seed=config.seed)
     teacher = _teacher(workspace, setting_name, setting, hidden=network.shape.dim)
 
     inputs = {"backbone": workspace.backbone, "cache": workspace.cache, "tokenizer": workspace.tokenizer}
@@ -105,6 +108,8 @@ def run(workspace: Workspace, setting_name: str) -> None:
             teacher=None if teacher is None else teacher.network,
             stop_requested=stop_requested,
         )
+        if setting.lora is not None:
+            merge_adapters(network)
         if accelerator.is_main_process:
             write_model(workspace, workspace.models / setting_name, network, curves, axes, setting_name, params, inputs, hashes)
 
