@@ -37,7 +37,10 @@ from dagster._core.definitions.data_version import (
     get_input_event_pointer_tag,
 )
 from dagster._core.event_api import PartitionKeyFilter
+from dagster._core.events import DagsterEvent, DagsterEventType
+from dagster._core.instance.utils import RUNLESS_JOB_NAME
 from dagster._core.storage.asset_check_execution_record import AssetCheckExecutionRecordStatus
+from dagster._core.utils import make_new_run_id
 
 from assets.checks import MATCHES_DVC, PREDICATES, verdict_of_status
 from assets.graph import CODE, LockedItem
@@ -85,7 +88,7 @@ def import_outs(
         busy: items that a run of Dagster's is about to report itself.
         ask_checks: also ask the predicates about what is imported; reads the data, so it takes time.
     """
-    report = report or instance.report_runless_asset_event
+    report = report or _outside_runs(instance)
     materialisations = checks = 0
     with _one_at_a_time(Path(instance.root_directory)):
         for this in assets:
@@ -105,6 +108,22 @@ def import_outs(
                         checks += 1
             checks += _report_status(instance, this, {key: reasons[key] for key in recorded if key in known}, report)
     return Imported(materialisations, checks)
+
+
+def _outside_runs(instance: DagsterInstance) -> Report:
+    """Reports events that belong to no run."""
+    pass_id = make_new_run_id()
+
+    def report(event: AssetMaterialization | AssetCheckEvaluation) -> None:
+        if isinstance(event, AssetCheckEvaluation) and event.partition is not None:
+            # Dagster keeps one answer per run, check and partition, and events of no run share the empty run id: a second answer
+            # would be refused (1.13). So the answers of one pass carry an id of their own.
+            kind = DagsterEventType.ASSET_CHECK_EVALUATION.value
+            instance.report_dagster_event(DagsterEvent(kind, RUNLESS_JOB_NAME, event_specific_data=event), run_id=pass_id)
+        else:
+            instance.report_runless_asset_event(event)
+
+    return report
 
 
 def unfinished_items(instance: DagsterInstance) -> set[tuple[str, str | None]]:

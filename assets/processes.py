@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import os
 import signal
 import subprocess
 import sys
@@ -14,6 +13,7 @@ from typing import Any
 
 import psutil
 
+from mlembed_core import lifeline
 from mlembed_core.lifeline import DIES_WITH
 
 PATIENCE_S = 2.5  # after each signal, before the next, harder one
@@ -27,13 +27,12 @@ def start(command: Sequence[str], *, cwd: Path, environment: Mapping[str, str], 
     are not ours (dvc, a shell, accelerate): on Linux the kernel kills ``command`` when this process dies; the others end by
     themselves as soon as the stage that they wait for has died, which is all there is elsewhere.
     """
-    watched = ",".join(filter(None, [os.environ.get(DIES_WITH), str(os.getpid())]))
     # The shell becomes the command, so its process id is the command's.
     become = f'{DIES_WITH}="${DIES_WITH},$$" exec "$@"'
     return subprocess.Popen(
         ["/bin/sh", "-c", become, "sh", *command],
         cwd=cwd,
-        env={**environment, DIES_WITH: watched},
+        env=lifeline.environment(environment),
         start_new_session=True,
         preexec_fn=_die_with_parent if sys.platform == "linux" else None,  # one system call, no lock
         text=True,

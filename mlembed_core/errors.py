@@ -51,3 +51,15 @@ class RegistryError(MlembedError):
     """MLflow refused, or holds something else than expected."""
 
     exit_code = 9
+
+
+class TrainingError(MlembedError):
+    """The loss or the gradient left the numbers."""
+
+    exit_code = 10
+
+
+class TrainingInterruptedError(MlembedError):
+    """A training was told to stop (SIGTERM, Ctrl-C) and saved its state; nothing is wrong."""
+
+    exit_code = 143  # what a shell shows for SIGTERM

@@ -12,9 +12,15 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Mapping
 
 DIES_WITH = "MLEMBED_DIES_WITH"  # process ids, separated by commas
 INTERVAL_S = 0.5
+
+
+def environment(base: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """``base`` for a program whose stages shall die with this process too, besides those that it depends on already."""
+    return {**base, DIES_WITH: ",".join(filter(None, [os.environ.get(DIES_WITH), str(os.getpid())]))}
 
 
 def hold() -> None:

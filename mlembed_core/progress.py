@@ -18,19 +18,25 @@ PLAIN_INTERVAL_S = 5.0
 
 
 class Reporter:
-    """Shows how far a task is."""
+    """Shows how far a task is.
 
-    def __init__(self, description: str, total: int | None, unit: str) -> None:
+    Args:
+        start: units that were done before, by an earlier run; they count as done but not into the rate.
+        shown: false keeps quiet: of several processes one speaks.
+    """
+
+    def __init__(self, description: str, total: int | None, unit: str, *, start: int = 0, shown: bool = True) -> None:
         self._description = description
         self._total = total
         self._unit = unit
-        self._done = self._shown = 0
+        self._start = self._done = self._shown = start
         self._started = self._last_line = time.monotonic()
         self._bar: Progress | None = None
         self._console = Console(stderr=True)
+        self._quiet = not shown
 
     def __enter__(self) -> Reporter:
-        if self._console.is_terminal:
+        if self._console.is_terminal and not self._quiet:
             self._bar = Progress(
                 TextColumn("{task.description}"),
                 BarColumn(),
@@ -41,7 +47,7 @@ class Reporter:
                 console=self._console,
             )
             self._bar.start()
-            self._id = self._bar.add_task(self._description, total=self._total, note="")
+            self._id = self._bar.add_task(self._description, total=self._total, completed=self._start, note="")
         return self
 
     def advance(self, amount: int = 1, note: str = "") -> None:
@@ -60,14 +66,16 @@ class Reporter:
             self._line("")
 
     def _rate(self) -> str:
-        return f"{self._done / max(time.monotonic() - self._started, 1e-9):,.1f} {self._unit}/s"
+        return f"{(self._done - self._start) / max(time.monotonic() - self._started, 1e-9):,.1f} {self._unit}/s"
 
     def _line(self, note: str) -> None:
         self._shown = self._done
+        if self._quiet:
+            return
         elapsed = time.monotonic() - self._started
         left = ""
-        if self._total and self._done:
-            left = f", {elapsed / self._done * (self._total - self._done):.0f} s left"
+        if self._total and self._done > self._start:
+            left = f", {elapsed / (self._done - self._start) * (self._total - self._done):.0f} s left"
         of = f"/{self._total:,}" if self._total else ""
         print(f"{self._description}: {self._done:,}{of} {self._unit} ({self._rate()}{left}) {note}".rstrip(), file=sys.stderr, flush=True)
 

@@ -11,7 +11,12 @@ from mlembed_core.artifacts import Workspace
 HOME_VARIABLE = "DAGSTER_HOME"
 # What the local servers and everything they start have in common. A sensor's pass over hundreds of items takes longer than the
 # minute that Dagster gives it by default.
-QUIET = {"DAGSTER_DISABLE_TELEMETRY": "true", "MLFLOW_DISABLE_TELEMETRY": "true", "DAGSTER_SENSOR_GRPC_TIMEOUT_SECONDS": "300"}
+QUIET = {
+    "DAGSTER_DISABLE_TELEMETRY": "true",
+    "DAGSTER_SENSOR_GRPC_TIMEOUT_SECONDS": "300",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # seven more processes, for evaluations of language models
+}
 
 
 def prepare_home(workspace: Workspace) -> Path:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mlembed_core.config.model import MelParams, SettingParams
+from mlembed_core.config.settings import MelParams, SettingParams
 from mlembed_core.errors import ConfigError
 
 MLL_EXITS = (1, 2, 4, 8, 16, 24, 32, 40, 48)

@@ -1,13 +1,13 @@
-"""Parameters of the model: the backbone, and the 3D-ML settings trained on it."""
+"""Parameters of the backbone: the architecture and where its first weights come from."""
 
 from __future__ import annotations
 
 from enum import StrEnum
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PositiveInt, field_validator, model_validator
+from pydantic import Field, field_validator
 
-from mlembed_core.config.base import Name, Section
+from mlembed_core.config.base import Section
 
 
 class Initialisation(StrEnum):
@@ -17,7 +17,21 @@ class Initialisation(StrEnum):
     COUNTS = "counts"  # token table from co-occurrence counts, attention as an average (model/count_init.py)
 
 
-class RandomBackbone(Section):
+class Pooling(StrEnum):
+    """Which of a text's tokens make its vector."""
+
+    LAST = "last"  # the EOS
+    MEAN = "mean"  # of all, after the final norm
+    CLS = "cls"  # the first
+
+
+class Backbone(Section):
+    """What every kind of backbone has."""
+
+    pooling: Pooling | None = Field(None, description="null: by architecture, last for causal models and mean for bidirectional ones")
+
+
+class RandomBackbone(Backbone):
     """An architecture from a configuration, with fresh weights."""
 
     type: Literal["random"]
@@ -33,14 +47,14 @@ class RandomBackbone(Section):
         return config
 
 
-class LocalBackbone(Section):
+class LocalBackbone(Backbone):
     """A checkpoint folder in Hugging Face form (``config.json``, ``*.safetensors``)."""
 
     type: Literal["local"]
     path: str
 
 
-class HubBackbone(Section):
+class HubBackbone(Backbone):
     """A hub repository at a pinned commit."""
 
     type: Literal["hub"]
@@ -49,35 +63,3 @@ class HubBackbone(Section):
 
 
 BackboneParams = Annotated[RandomBackbone | LocalBackbone | HubBackbone, Field(discriminator="type")]
-
-
-class MelParams(Section):
-    """Matryoshka Embedding Learning: the token table as U (vocab × rank) times V (rank × hidden)."""
-
-    rank: PositiveInt
-    min_rank: PositiveInt | None = Field(None, description="smallest sampled rank; required with sampled")
-    sampled: bool = Field(False, description="draw one rank per step ∝ rank; false: a plain static low-rank table")
-
-    @model_validator(mode="after")
-    def _ranks_are_ordered(self) -> MelParams:
-        if self.sampled and self.min_rank is None:
-            raise ValueError("sampled: true needs min_rank, the smallest rank to draw")
-        if self.min_rank is not None and not self.sampled:
-            raise ValueError(f"min_rank={self.min_rank} has no effect without sampled: true")
-        if self.min_rank is not None and self.min_rank > self.rank:
-            raise ValueError(f"min_rank={self.min_rank} exceeds rank={self.rank}")
-        return self
-
-
-class SettingParams(Section):
-    """A named training recipe: which of the three Matryoshka axes it trains.
-
-    ``mrl`` and ``mll`` take ``auto`` (the paper's dims and exits for the backbone's size), an explicit list, or null (off).
-    """
-
-    mrl: Literal["auto"] | list[PositiveInt] | None = None
-    mll: Literal["auto"] | list[PositiveInt] | None = None
-    mel: MelParams | None = None
-
-
-Settings = dict[Name, SettingParams]

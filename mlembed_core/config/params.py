@@ -8,7 +8,8 @@ from mlembed_core.config.axes import resolve_axes
 from mlembed_core.config.base import Name, Section, pick
 from mlembed_core.config.data import CacheParams, Sources, TokenizerParams
 from mlembed_core.config.evaluate import EvaluationParams, LocalSuite, Suites
-from mlembed_core.config.model import BackboneParams, RandomBackbone, Settings
+from mlembed_core.config.model import BackboneParams, RandomBackbone
+from mlembed_core.config.settings import Settings
 from mlembed_core.config.train import TrainParams
 from mlembed_core.errors import ConfigError
 

@@ -16,6 +16,14 @@ class Schedule(StrEnum):
     CONSTANT = "constant"
 
 
+class Checkpointing(StrEnum):
+    """Of activations: what the backward pass computes again instead of remembering it. The gradients are the same."""
+
+    NONE = "none"
+    FULL = "full"  # everything between a bucket's ids and its states
+    SELECTIVE = "selective"  # all but the results of matrix products and attention
+
+
 class Objective(Section):
     """The contrastive terms of one kind of source."""
 
@@ -37,6 +45,12 @@ class TrainParams(Section):
     temperature: PositiveFloat = 0.05
     mask_same_text: bool = Field(False, description="in-batch items with the query's or positive's own text are no negatives")
     mask_same_label: bool = Field(False, description="in-batch items with the row's own label are no negatives")
+    mask_similar_margin: Annotated[float, Field(ge=0)] | None = Field(
+        None, description="in-batch items more similar to the query than its positive by this much are no negatives (arXiv 2506.05176: 0.1)"
+    )
+    gather_with_grad: bool = Field(
+        True, description="false: as the reference code, items of the global batch carry no gradient when there are several processes"
+    )
     learning_rate: PositiveFloat
     min_learning_rate: Annotated[float, Field(ge=0)] = 0.0
     schedule: Schedule = Schedule.COSINE
@@ -47,8 +61,20 @@ class TrainParams(Section):
     bucket_tokens: PositiveInt | None = Field(
         None, description="tokens encoded at a time; on a CPU some 1,000 stay in its caches. null: no bound"
     )
+    grad_cache_tokens: PositiveInt | None = Field(
+        None,
+        description="encode in chunks of so many tokens and keep the activations of one: memory of a chunk, gradient of the whole batch "
+        "(GradCache, arXiv 2101.06983; what gradient accumulation is where rows are each other's negatives). null: one chunk",
+    )
+    activation_checkpointing: Checkpointing = Field(
+        Checkpointing.NONE, description="memory for time: selective costs a little of either, full the time of another forward pass"
+    )
     precision: Precision = Precision.BF16
     num_threads: PositiveInt = Field(description="CPU threads of one process; part of the result (sums are ordered by it)")
     log_every: PositiveInt = 10
     validate_every: PositiveInt | None = Field(None, description="null: at the end only")
-    checkpoint_every: PositiveInt | None = Field(None, description="steps between resume states; null: none")
+    checkpoint_every: PositiveInt | None = Field(None, description="steps between resume states; null: only when told to stop")
+    kept_checkpoints: PositiveInt = Field(2, description="the newest resume states that stay; a damaged one gives way to the one before")
+    max_skipped_steps: Annotated[int, Field(ge=0)] = Field(
+        0, description="steps whose loss or gradient is not finite that are left out and counted before the run stops"
+    )

@@ -80,30 +80,3 @@ def _cross_entropy(
     chosen = logits.gather(2, targets[None, :, None].expand(len(logits), -1, 1)).squeeze(2)
     per_row = torch.logsumexp(logits, dim=2) - chosen
     return (weights[:, None] * per_row).sum()
-
-
-def false_negatives(
-    query_ids: Int[Tensor, "query"],
-    targets: Int[Tensor, "query"],
-    item_ids: Int[Tensor, "item"],
-    item_query_ids: Int[Tensor, "item"],
-    *,
-    same_text: bool,
-    labels: Int[Tensor, "query"] | None = None,
-    item_labels: Int[Tensor, "item"] | None = None,
-) -> Bool[Tensor, "query item"] | None:
-    """In-batch items that answer a row as well as its own positive does, so that they must not count as its negatives.
-
-    With ``same_text``: items with the text of the row's positive or of its query, and the positives of an equal query. With labels:
-    items of rows that carry the same label (−1: none). Text ids are equal exactly when texts are (training cache).
-    """
-    if not same_text and labels is None:
-        return None
-    mask = torch.zeros(len(query_ids), len(item_ids), dtype=torch.bool, device=query_ids.device)
-    if same_text:
-        mask |= item_ids[None, :] == item_ids[targets][:, None]
-        mask |= item_ids[None, :] == query_ids[:, None]
-        mask |= item_query_ids[None, :] == query_ids[:, None]
-    if labels is not None and item_labels is not None:
-        mask |= (labels[:, None] == item_labels[None, :]) & (labels[:, None] >= 0)
-    return mask.scatter(1, targets[:, None], value=False)

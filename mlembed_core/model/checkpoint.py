@@ -17,13 +17,18 @@ from typing import Any
 from safetensors.torch import save_file
 
 from mlembed_core.artifacts import read_json, read_manifest, write_json
+from mlembed_core.config.model import Pooling
+from mlembed_core.errors import ArtifactError
 from mlembed_core.model.low_rank import LowRankEmbedding
 from mlembed_core.model.network import Network
 
 WEIGHTS = "model.safetensors"
 FACTORS = "factors.safetensors"
 CHECKPOINT_FACTS = "mlembed.json"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 2: pooling is one of the config's words
+# What sentence-transformers calls each pooling.
+POOLING_MODES = {Pooling.LAST: "lasttoken", Pooling.MEAN: "mean_tokens", Pooling.CLS: "cls_token"}
+OTHER_POOLING_MODES = ("max_tokens", "mean_sqrt_len_tokens", "weightedmean_tokens")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 
 
@@ -61,12 +66,8 @@ def write_checkpoint(out: Path, network: Network, *, tokenizer_folder: Path, det
         details: merged into ``mlembed.json``: the setting's name and the axes it trained (``mrl_dims``, ``mll_layers``, ``mel_ranks``).
     """
     facts = tokenizer_facts(tokenizer_folder)
-    # One shape name per weight, as the stock model has them.
-    weights = {name: value.detach().contiguous() for name, value in network.backbone.state_dict().items()}
-    weights |= {f"norm.{name}": value.detach().contiguous() for name, value in network.norm.state_dict().items()}
+    save_file(network.stock_state_dict(), out / WEIGHTS, metadata={"format": "pt"})
     embedding = network.embedding
-    weights["embed_tokens.weight"] = embedding.product().contiguous()  # type: ignore[operator]  # both table classes have it
-    save_file(weights, out / WEIGHTS, metadata={"format": "pt"})
     if isinstance(embedding, LowRankEmbedding):
         save_file(
             {"u": embedding.u.detach().contiguous(), "v": embedding.v.detach().contiguous()}, out / FACTORS, metadata={"format": "pt"}
@@ -74,7 +75,7 @@ def write_checkpoint(out: Path, network: Network, *, tokenizer_folder: Path, det
     _write_config(out, network)
     for name in TOKENIZER_FILES:
         shutil.copyfile(tokenizer_folder / name, out / name)
-    _write_sentence_transformers(out, hidden=network.shape.dim, max_length=facts.max_length)
+    _write_sentence_transformers(out, hidden=network.shape.dim, max_length=facts.max_length, pooling=network.pooling)
     shape = network.shape
     write_json(
         out / CHECKPOINT_FACTS,
@@ -82,13 +83,42 @@ def write_checkpoint(out: Path, network: Network, *, tokenizer_folder: Path, det
             "format_version": FORMAT_VERSION,
             "shape": {"layers": shape.layers, "dim": shape.dim, "rank": shape.rank, "vocab": shape.vocab},
             "max_length": facts.max_length,
-            "pooling": "last_token",
+            "pooling": network.pooling.value,
             "mrl_dims": None,
             "mll_layers": None,
             "mel_ranks": None,
             **details,
         },
     )
+
+
+def read_facts(folder: Path) -> dict[str, Any]:
+    """``mlembed.json`` of a checkpoint folder that this project wrote.
+
+    Raises:
+        ArtifactError: there is none, or it is of another format version.
+    """
+    path = folder / CHECKPOINT_FACTS
+    if not path.is_file():
+        raise ArtifactError(
+            f"{folder} is no checkpoint of this project (no {CHECKPOINT_FACTS}). Give a folder like models/3d; `dvc repro` makes it, "
+            "`dvc pull` fetches it."
+        )
+    facts: dict[str, Any] = read_json(path)
+    if facts.get("format_version") != FORMAT_VERSION:
+        raise ArtifactError(
+            f"{path} has format version {facts.get('format_version')!r}, this code reads {FORMAT_VERSION}. Make it again (`dvc repro`)."
+        )
+    return facts
+
+
+def pooling_of(folder: Path) -> Pooling:
+    """How the checkpoint in ``folder`` pools.
+
+    Raises:
+        ArtifactError: no checkpoint of this project.
+    """
+    return Pooling(read_facts(folder)["pooling"])
 
 
 def _write_config(out: Path, network: Network) -> None:
@@ -105,7 +135,7 @@ def _write_config(out: Path, network: Network) -> None:
     write_json(out / "config.json", config)
 
 
-def _write_sentence_transformers(out: Path, *, hidden: int, max_length: int) -> None:
+def _write_sentence_transformers(out: Path, *, hidden: int, max_length: int, pooling: Pooling) -> None:
     modules = (("", "Transformer"), ("1_Pooling", "Pooling"), ("2_Normalize", "Normalize"))
     write_json(
         out / "modules.json",
@@ -119,14 +149,13 @@ def _write_sentence_transformers(out: Path, *, hidden: int, max_length: int) -> 
         out / "config_sentence_transformers.json",
         {"prompts": {"query": "", "document": ""}, "default_prompt_name": None, "similarity_fn_name": "cosine"},
     )
-    modes = ("cls_token", "mean_tokens", "max_tokens", "mean_sqrt_len_tokens", "weightedmean_tokens")
+    modes = (*POOLING_MODES.values(), *OTHER_POOLING_MODES)
     (out / "1_Pooling").mkdir()
     write_json(
         out / "1_Pooling" / "config.json",
         {
             "word_embedding_dimension": hidden,
-            **{f"pooling_mode_{mode}": False for mode in modes},
-            "pooling_mode_lasttoken": True,
+            **{f"pooling_mode_{mode}": mode == POOLING_MODES[pooling] for mode in modes},
             "include_prompt": True,
         },
     )
@@ -136,4 +165,4 @@ def _write_sentence_transformers(out: Path, *, hidden: int, max_length: int) -> 
 
 def num_parameters(network: Network) -> int:
     """Trained parameters: under MEL the factors count, the table that they replace does not."""
-    return sum(parameter.numel() for parameter in network.parameters())
+    return sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from mlembed_core.errors import ConfigError
+from mlembed_core.model.architecture import embedding_scale, is_causal
 
 TABLE_RMS = 0.05
 QUERY_NORM = 0.1  # small query norms flatten the softmax to a near-uniform average
@@ -37,9 +38,15 @@ def initialise_from_counts(
         eos_id: the pooled token; its row is zero, so that the residual stream there starts empty.
 
     Raises:
-        ConfigError: the attention's width is not the hidden size, so that its value path cannot be the identity.
+        ConfigError: no decoder of that form, or the attention's width is not the hidden size, so that its value path cannot be the
+            identity.
     """
     network = cast("Any", model)
+    if not is_causal(model) or embedding_scale(network.get_input_embeddings()) != 1:
+        raise ConfigError(
+            f"backbone.initialisation=counts is made for decoders of the Qwen and Llama form, not for {type(model).__name__}. "
+            "Use such a model_type, or initialisation: default."
+        )
     table = network.get_input_embeddings().weight
     vocab, hidden = table.shape
     _start_as_average(network, hidden)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +17,15 @@ from jaxtyping import Float32
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from torch import nn
 
-from mlembed_core.artifacts import read_json, sha256_file
+from mlembed_core.artifacts import sha256_file
 from mlembed_core.config.base import Precision
 from mlembed_core.config.grid import Shape, Submodel, resolve_submodel
+from mlembed_core.config.model import Pooling
 from mlembed_core.errors import ArtifactError
-from mlembed_core.model.attention import use_float32_attention
-from mlembed_core.model.checkpoint import CHECKPOINT_FACTS, FACTORS, FORMAT_VERSION
+from mlembed_core.model.attention import choose_attention
+from mlembed_core.model.checkpoint import FACTORS, read_facts
 from mlembed_core.model.low_rank import LowRankEmbedding
 from mlembed_core.model.network import Network
 from mlembed_core.model.pack import pack
@@ -69,8 +71,7 @@ class Encoder:
         self.max_length = max_length
         self._device = next(network.parameters()).device
         self._precision = precision
-        if precision is Precision.BF16:
-            use_float32_attention(network.backbone, self._device)
+        choose_attention(network.backbone, device=self._device, precision=precision)
         self._tokenizer = tokenizer
         self._tokenizer.no_padding()
         self._tokenizer.enable_truncation(max_length=max_length)
@@ -96,20 +97,11 @@ class Encoder:
             ArtifactError: a file is missing, damaged or of another format version.
             SubmodelError: a cut larger than the model.
         """
-        if not (folder / CHECKPOINT_FACTS).is_file():
-            raise ArtifactError(
-                f"{folder} is no checkpoint of this project (no {CHECKPOINT_FACTS}). Give a folder like models/3d; `dvc repro` makes it, "
-                "`dvc pull` fetches it."
-            )
-        facts = read_json(folder / CHECKPOINT_FACTS)
-        if facts.get("format_version") != FORMAT_VERSION:
-            raise ArtifactError(
-                f"{folder / CHECKPOINT_FACTS} has format version {facts.get('format_version')!r}, this code reads {FORMAT_VERSION}"
-            )
+        facts = read_facts(folder)
         from tokenizers import Tokenizer
 
         submodel = resolve_submodel(Shape(**facts["shape"]), layers=layers, dim=dim, rank=rank)
-        network = Network(load_folder(folder))
+        network = Network(load_folder(folder), pooling=Pooling(facts["pooling"]))
         if (folder / FACTORS).is_file():
             network.embedding = LowRankEmbedding(*_read_factors(folder / FACTORS))
         axes = TrainedAxes(*(None if facts[axis] is None else tuple(facts[axis]) for axis in ("mrl_dims", "mll_layers", "mel_ranks")))
@@ -124,7 +116,7 @@ class Encoder:
         )
         if layers is not None:
             # Layers above the cut would only cost time and memory.
-            network.backbone.layers = network.backbone.layers[:layers]
+            network.cut(layers)
         return encoder
 
     def encode_documents(self, texts: Sequence[str], *, batch_tokens: int = DEFAULT_BATCH_TOKENS) -> Float32[NDArray[Any], "text dim"]:
@@ -157,10 +149,10 @@ class Encoder:
             batch_tokens: how many tokens to encode at a time.
         """
         states = np.empty((len(layers), len(texts), self.shape.dim), dtype=np.float32)
-        for bucket in pack(self.token_ids(texts), max_tokens=batch_tokens):
+        for bucket in pack(self.token_ids(texts), max_tokens=batch_tokens, joined=self.network.joins_texts):
             order = bucket.order.numpy()
             # A bucket keeps its own order here, so that its rows go straight to their places.
-            alone = type(bucket)(bucket.ids, bucket.last, torch.arange(len(order))).to(self._device)
+            alone = replace(bucket, order=torch.arange(len(order))).to(self._device)
             with torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=self._precision is Precision.BF16):
                 pooled = self.network([alone], layers, rank)
             states[:, order] = pooled.float().cpu().numpy()
@@ -172,12 +164,16 @@ class Encoder:
         A cut in dim shortens the output vector, not the weights.
         """
         vocab, hidden = self.shape.vocab, self.shape.dim
-        per_layer = [sum(parameter.numel() for parameter in layer.parameters()) for layer in self.network.backbone.layers]
+        per_layer = [_size(layer) for layer in self.network.layers]
         return {
             "table": min(vocab * hidden, submodel.rank * (vocab + hidden)),
             "layers": sum(per_layer[: submodel.layers]),
-            "other": sum(parameter.numel() for parameter in self.network.norm.parameters()),
+            "other": _size(self.network.backbone) - sum(per_layer) + _size(self.network.norm),
         }
+
+
+def _size(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
 
 
 def _read_factors(path: Path) -> tuple[torch.Tensor, torch.Tensor]:

@@ -23,12 +23,15 @@ class LowRankEmbedding(nn.Module):
     def rank(self) -> int:
         return self.u.shape[1]
 
-    def forward(self, ids: Int[Tensor, "batch seq"], rank: int | None = None) -> Float[Tensor, "batch seq hidden"]:
-        """Embeddings of ``ids`` from the first ``rank`` columns of U and rows of V (None: all)."""
-        rows = functional.embedding(ids, self.u)
-        if rank is None or rank == self.rank:
-            return rows @ self.v
-        return rows[..., :rank] @ self.v[:rank]
+    def look_up(self, ids: Int[Tensor, "*tokens"], rank: int | None = None) -> Float[Tensor, "*tokens rank"]:
+        """Rows of U, the first ``rank`` columns (None: all). Apart from :meth:`expand`, so that one look-up serves all buckets: its
+        backward pass fills a gradient of U's size with zeros.
+        """
+        return functional.embedding(ids, self.u)[..., :rank]
+
+    def expand(self, rows: Float[Tensor, "*tokens rank"]) -> Float[Tensor, "*tokens hidden"]:
+        """Embeddings from what was looked up."""
+        return rows @ self.v[: rows.shape[-1]]
 
     @torch.no_grad()
     def product(self, rank: int | None = None) -> Float[Tensor, "vocab hidden"]:

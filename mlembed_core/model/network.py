@@ -1,55 +1,105 @@
-"""The trainable network: a stock transformers decoder whose depth is read out at several exits and whose table may be factorised.
+"""The trainable network: a stock transformers model whose depth is read out at several exits and whose table may be factorised.
 
-Shapes: ``batch`` texts, ``exit`` depths, ``hidden`` D. The state of exit l is the hidden state of the last (EOS) token after l
-layers, passed through the model's own final norm (ML-Embed, arXiv 2605.15081, MLL); it equals the output of a stock model that
-has only the first l layers. Only the pooled tokens are normed.
+Shapes: ``text`` number of texts, ``exit`` depths, ``hidden`` D; a bucket has ``batch`` rows of ``seq`` tokens. The state of exit l is
+the pooled hidden state after l layers, passed through the model's own final norm where it has one (ML-Embed, arXiv 2605.15081, MLL);
+it equals the output of a stock model that has only the first l layers. Only the pooled tokens are normed, and only they go through
+the last layer past its attention, unless pooling takes the mean of all.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from mlembed_core.config.grid import Shape
-from mlembed_core.errors import SubmodelError
+from mlembed_core.config.model import Pooling
+from mlembed_core.config.train import Checkpointing
+from mlembed_core.errors import ConfigError
+from mlembed_core.model.architecture import (
+    embedding_scale,
+    first_position,
+    form_of,
+    is_causal,
+    name_of_table,
+    set_submodule,
+    tokenwise_modules,
+)
+from mlembed_core.model.attention import VARLEN
 from mlembed_core.model.low_rank import LowRankEmbedding, factorise
 from mlembed_core.model.pack import Bucket
+from mlembed_core.model.recompute import recomputed
 
 
 class Network(nn.Module):
     """Token ids in, pooled states at the exits out.
 
+    Attributes:
+        backbone: the stock model without its table and final norm.
+        embedding: the table, dense or factorised.
+        norm: the final norm; an identity where the model has none.
+        pooling: which tokens of a text make its state.
+        checkpointing: what the backward pass computes again instead of remembering it.
+
     Args:
-        backbone: a decoder of ``AutoModel`` (attributes ``layers``, ``norm`` and an input embedding). It is taken over: its table
-            and final norm move into this module.
+        backbone: a text model of ``AutoModel``, of a form in ``model/architecture.py``. It is taken over: its table and final norm
+            move into this module.
         rank: factorise the table to this rank, so that the dense table is no parameter any more; None keeps it dense.
+        pooling: None: the last token of a causal model, the mean of a bidirectional one.
+
+    Raises:
+        SubmodelError: a model of no known form.
+        ConfigError: pooling that reads nothing from a causal model.
     """
 
-    def __init__(self, backbone: nn.Module, *, rank: int | None = None) -> None:
+    def __init__(self, backbone: nn.Module, *, rank: int | None = None, pooling: Pooling | None = None) -> None:
         super().__init__()
         inner = cast("Any", backbone)
-        if not (hasattr(inner, "layers") and hasattr(inner, "norm")):
-            raise SubmodelError(
-                f"{type(backbone).__name__} has no `layers` and `norm`: exits are known for decoders of the Qwen and Llama form. "
-                "Use such a backbone."
+        self._form = form_of(backbone)
+        self.causal = is_causal(backbone)
+        self.pooling = pooling or (Pooling.LAST if self.causal else Pooling.MEAN)
+        if self.causal and self.pooling is Pooling.CLS:
+            raise ConfigError(
+                "backbone.pooling=cls reads the first token, which sees no other in a causal model. Use last or mean, or null (by "
+                "architecture)."
             )
+        self.checkpointing = Checkpointing.NONE
         self.config = inner.config
-        table = inner.get_input_embeddings().weight
-        self.embedding: nn.Module = (
-            LowRankEmbedding(*factorise(table.detach(), rank)) if rank is not None else DenseEmbedding(table.detach().clone())
-        )
-        self.norm: nn.Module = inner.norm
-        inner.norm = nn.Identity()
+        stock_table = inner.get_input_embeddings()
+        self._table_name = name_of_table(backbone)
+        self._scale = embedding_scale(stock_table)
+        self._first_position = first_position(backbone)
+        table = stock_table.weight.detach()
+        self.embedding: nn.Module = LowRankEmbedding(*factorise(table, rank)) if rank is not None else DenseEmbedding(table.clone())
+        self.norm: nn.Module = nn.Identity()
+        if self._form.norm is not None:
+            self.norm = inner.get_submodule(self._form.norm)
+            set_submodule(inner, self._form.norm, nn.Identity())
         inner.set_input_embeddings(nn.Identity())
+        if getattr(inner, "pooler", None) is not None:
+            inner.pooler.requires_grad_(requires_grad=False)  # BERT's head for next sentences: kept, never read
         self.backbone = inner
 
     @property
+    def layers(self) -> nn.ModuleList:
+        return cast("nn.ModuleList", self.backbone.get_submodule(self._form.layers))
+
+    @property
     def num_layers(self) -> int:
-        return len(self.backbone.layers)
+        return len(self.layers)
+
+    @property
+    def _table(self) -> LowRankEmbedding | DenseEmbedding:
+        return cast("LowRankEmbedding | DenseEmbedding", self.embedding)
+
+    @property
+    def joins_texts(self) -> bool:
+        """Whether buckets have to be rows of joined texts (``pack(…, joined=True)``)."""
+        return bool(self.config._attn_implementation == VARLEN)
 
     @property
     def shape(self) -> Shape:
@@ -61,64 +111,118 @@ class Network(nn.Module):
             rank = min(vocab, hidden)
         return Shape(layers=self.num_layers, dim=int(self.config.hidden_size), rank=rank, vocab=vocab)
 
-    def forward(self, buckets: Sequence[Bucket], exits: Sequence[int], rank: int | None = None) -> Float[Tensor, "exit batch hidden"]:
+    def cut(self, layers: int) -> None:
+        """Drop the layers above the first ``layers``."""
+        set_submodule(self.backbone, self._form.layers, self.layers[:layers])
+
+    def stock_state_dict(self) -> dict[str, Tensor]:
+        """The weights by the stock model's names, the table multiplied out."""
+        weights = {name: value.detach() for name, value in self.backbone.state_dict().items()}
+        weights |= {f"{self._form.norm}.{name}": value.detach() for name, value in self.norm.state_dict().items()}
+        weights[self._table_name] = self._table.product()
+        return {name: value.contiguous() for name, value in weights.items()}
+
+    def forward(self, buckets: Sequence[Bucket], exits: Sequence[int], rank: int | None = None) -> Float[Tensor, "exit text hidden"]:
         """Pooled, normed states of all texts in the buckets, in the texts' own order."""
         order = torch.cat([bucket.order for bucket in buckets])
-        states = torch.cat([self._exit_states(bucket, exits, rank) for bucket in buckets], dim=1)
+        ids = torch.cat([bucket.ids.flatten() for bucket in buckets])
+        looked_up = self._table.look_up(ids, rank).split([bucket.ids.numel() for bucket in buckets])
+        encode = recomputed(self._exit_states, self.checkpointing if self.training else Checkpointing.NONE)
+        states = torch.cat([encode(bucket, rows, exits) for bucket, rows in zip(buckets, looked_up, strict=True)], dim=1)
         return states[:, torch.argsort(order)]
 
-    def _exit_states(self, bucket: Bucket, exits: Sequence[int], rank: int | None) -> Float[Tensor, "exit batch hidden"]:
+    def _exit_states(
+        self, bucket: Bucket, looked_up: Float[Tensor, "token width"], exits: Sequence[int]
+    ) -> Float[Tensor, "exit text hidden"]:
+        embedded = self._table.expand(looked_up).unflatten(0, bucket.ids.shape)
+        if self._scale != 1:
+            embedded = embedded * self._scale
+        with self._reading(bucket, exits) as pooled:
+            self.backbone(inputs_embeds=embedded, **self._layout(bucket))
+        states = torch.stack([pooled[depth] for depth in exits])
+        # A mean does not commute with the norm, so its tokens have been normed before.
+        return states if self.pooling is Pooling.MEAN else cast("Tensor", self.norm(states))
+
+    def _layout(self, bucket: Bucket) -> dict[str, Any]:
+        """What the stock model has to know of a bucket's texts."""
+        options: dict[str, Any] = {"use_cache": False} if self.causal else {"attention_mask": bucket.mask}
+        if bucket.cu_seq_lens is not None:
+            # An all-ones mask would let joined texts see each other.
+            options = {
+                "use_cache": False,
+                "position_ids": bucket.positions + self._first_position,
+                "cu_seq_lens": bucket.cu_seq_lens,
+                "max_length": int(bucket.lengths.max()),
+            }
+        return options
+
+    @contextmanager
+    def _reading(self, bucket: Bucket, exits: Sequence[int]) -> Iterator[dict[int, Tensor]]:
+        """While the stock forward runs, hooks take the pooled states at the exits along."""
         pooled: dict[int, Tensor] = {}
-        rows = torch.arange(len(bucket.last), device=bucket.last.device)
+        alone = self._passes_one_token(bucket)
 
         def keep(depth: int) -> Any:
-            # The hook lets the stock forward run as it is and takes just the pooled tokens along.
             def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
                 hidden = output[0] if isinstance(output, tuple) else output
-                pooled[depth] = hidden[rows, bucket.last]
+                # BERT's last layer hands on the pooled tokens alone; others have added them to the whole residual stream.
+                pooled[depth] = hidden[:, 0] if alone and hidden.shape[1] == 1 else self._pool(hidden, bucket)
 
             return hook
 
-        handles = [self.backbone.layers[depth - 1].register_forward_hook(keep(depth)) for depth in exits]
-        handles += _only_pooled(self.backbone.layers[-1], rows, bucket.last)
+        handles = [self.layers[depth - 1].register_forward_hook(keep(depth)) for depth in exits]
+        if alone:
+            handles += _only_pooled(self.layers[-1], bucket.rows, self._column(bucket))
         try:
-            self.backbone(inputs_embeds=self.embedding(bucket.ids, rank), use_cache=False)
+            yield pooled
         finally:
             for handle in handles:
                 handle.remove()
-        return cast("Tensor", self.norm(torch.stack([pooled[depth] for depth in exits])))
+
+    def _passes_one_token(self, bucket: Bucket) -> bool:
+        """Whether the last layer can go on with one token of each row."""
+        return self.pooling is not Pooling.MEAN and bucket.cu_seq_lens is None
+
+    def _column(self, bucket: Bucket) -> Tensor:
+        return bucket.first if self.pooling is Pooling.CLS else bucket.last
+
+    def _pool(self, hidden: Float[Tensor, "batch seq hidden"], bucket: Bucket) -> Float[Tensor, "text hidden"]:
+        if self.pooling is Pooling.MEAN:
+            return bucket.means(self.norm(hidden))
+        return hidden[bucket.rows, self._column(bucket)]
 
 
-def _only_pooled(layer: nn.Module, rows: Tensor, last: Tensor) -> list[Any]:
+def _only_pooled(layer: nn.Module, rows: Tensor, columns: Tensor) -> list[Any]:
     """Let the last layer compute what follows its attention for the pooled tokens alone: nobody reads the others.
 
     The output projection and the MLP get one token per text; adding that to the residual stream broadcasts it, which is right at
-    the pooled token and of no consequence elsewhere. Layers with other names inside compute everything.
+    the pooled token and of no consequence elsewhere. A layer of unknown form computes everything.
     """
-    attention = getattr(layer, "self_attn", None)
-    modules = (getattr(attention, "o_proj", None), getattr(layer, "post_attention_layernorm", None))
 
-    def pick(_module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor]:
-        return (inputs[0][rows, last][:, None],)
+    def pick(_module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return tuple(value[rows, columns][:, None] for value in inputs)
 
-    return [module.register_forward_pre_hook(pick) for module in modules if module is not None]
+    return [module.register_forward_pre_hook(pick) for module in tokenwise_modules(layer)]
 
 
 class DenseEmbedding(nn.Module):
-    """A plain table with the call of :class:`LowRankEmbedding`; cut in rank, it answers with its truncated SVD."""
+    """A plain table with the calls of :class:`LowRankEmbedding`; cut in rank, it answers with its truncated SVD."""
 
     def __init__(self, weight: Float[Tensor, "vocab hidden"]) -> None:
         super().__init__()
         self.weight = nn.Parameter(weight)
         self._factors: LowRankEmbedding | None = None
 
-    def forward(self, ids: Tensor, rank: int | None = None) -> Tensor:
+    def look_up(self, ids: Int[Tensor, "*tokens"], rank: int | None = None) -> Float[Tensor, "*tokens hidden"]:
         if rank is None or rank == min(self.weight.shape):
             return nn.functional.embedding(ids, self.weight)
         if self._factors is None or self.training:
             # A cut of a dense table is made for inference; a training step that asks for one pays for the SVD each time.
             self._factors = LowRankEmbedding(*factorise(self.weight, min(self.weight.shape))).requires_grad_(requires_grad=False)
-        return cast("Tensor", self._factors(ids, rank))
+        return self._factors.expand(self._factors.look_up(ids, rank))
+
+    def expand(self, rows: Float[Tensor, "*tokens hidden"]) -> Float[Tensor, "*tokens hidden"]:
+        return rows
 
     def product(self, rank: int | None = None) -> Tensor:
         """The table, or its best approximation of ``rank``."""

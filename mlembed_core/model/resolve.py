@@ -1,6 +1,8 @@
 """A backbone from the parameters: fresh weights from a configuration, a folder, or a hub repository at a pinned commit.
 
-Safetensors only, no remote code.
+Safetensors only, no remote code. Dropout is off in every backbone, whatever its configuration says: the recipe has none, and the only
+draws of a training are functions of seed and step, so that a step computed twice (resume, activation checkpointing, chunks) is the
+same step.
 """
 
 from __future__ import annotations
@@ -13,6 +15,9 @@ from torch import nn
 
 from mlembed_core.config.model import BackboneParams, HubBackbone, LocalBackbone, RandomBackbone
 from mlembed_core.errors import ArtifactError, ConfigError, MachineError
+from mlembed_core.model.architecture import first_position
+
+POSITIONS_FROM_PADDING = ("roberta", "xlm-roberta", "camembert")  # model types whose first position is padding_idx + 1
 
 
 def resolve_backbone(params: BackboneParams, *, root: Path, vocab_size: int, seed: int) -> nn.Module:
@@ -47,12 +52,14 @@ def random_backbone(params: RandomBackbone, *, vocab_size: int, seed: int) -> nn
     """A model with the architecture's own initialisation, drawn from ``seed`` without touching the global generator's state."""
     from transformers import AutoConfig, AutoModel
 
+    # No padding_idx: it would cut the gradient of the EOS row where a tokenizer pads with EOS. (XLM-R counts positions from it.)
+    defaults = {} if params.config["model_type"] in POSITIONS_FROM_PADDING else {"pad_token_id": None}
     settings = {key: value for key, value in params.config.items() if key != "model_type"}
     try:
-        # No padding_idx: it would cut the gradient of the EOS row where a tokenizer pads with EOS.
         config = AutoConfig.for_model(
-            params.config["model_type"], **settings, vocab_size=vocab_size, pad_token_id=None, tie_word_embeddings=True
+            params.config["model_type"], **{**defaults, **settings, "vocab_size": vocab_size, "tie_word_embeddings": True}
         )
+        _switch_dropout_off(config)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             return cast("nn.Module", AutoModel.from_config(config, dtype=torch.float32))
@@ -71,12 +78,15 @@ def load_folder(folder: Path) -> nn.Module:
 
 def _load(name: str, **options: Any) -> nn.Module:
     from safetensors import SafetensorError
-    from transformers import AutoModel
+    from transformers import AutoConfig, AutoModel
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # a bar per checkpoint says nothing that the stage does not
+    options["trust_remote_code"] = False
     try:
-        model = AutoModel.from_pretrained(name, dtype=torch.float32, use_safetensors=True, trust_remote_code=False, **options)
+        config = AutoConfig.from_pretrained(name, **options)
+        _switch_dropout_off(config)
+        model = AutoModel.from_pretrained(name, config=config, dtype=torch.float32, use_safetensors=True, **options)
     except SafetensorError as error:
         raise ArtifactError(
             f"the weights in {name} are damaged ({error}). Fetch them again (`dvc checkout`, or from where they came)."
@@ -89,3 +99,19 @@ def _load(name: str, **options: Any) -> nn.Module:
             f"cannot fetch the backbone {name} at {revision}: {error}\nWith network access, run `hf download {name} --revision {revision}`."
         ) from error
     return cast("nn.Module", model)
+
+
+def _switch_dropout_off(config: Any) -> None:
+    for key, value in config.to_dict().items():
+        if "dropout" in key and isinstance(value, float):
+            setattr(config, key, 0.0)
+
+
+def check_positions(model: nn.Module, max_length: int) -> None:
+    """Raises ConfigError where texts may be longer than the model has learned positions for."""
+    table = getattr(getattr(model, "embeddings", None), "position_embeddings", None)
+    if table is None:
+        return
+    limit = table.weight.shape[0] - first_position(model)
+    if max_length > limit:
+        raise ConfigError(f"tokenizer.max_length={max_length} exceeds the {limit} positions of the backbone; use a length ≤ {limit}")

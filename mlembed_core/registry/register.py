@@ -33,7 +33,7 @@ from mlembed_core.artifacts import (
 )
 from mlembed_core.config.base import Name, Section, pick
 from mlembed_core.config.load import load, read_yaml
-from mlembed_core.config.model import Settings
+from mlembed_core.config.settings import Settings
 from mlembed_core.errors import ArtifactError
 from mlembed_core.registry.client import (
     AXES_TAG,

@@ -16,7 +16,7 @@ from mlembed_core.data.store import TrainingCache
 from mlembed_core.model.checkpoint import num_parameters, tokenizer_facts, write_checkpoint
 from mlembed_core.model.count_init import initialise_from_counts
 from mlembed_core.model.network import Network
-from mlembed_core.model.resolve import resolve_backbone
+from mlembed_core.model.resolve import check_positions, resolve_backbone
 
 
 class Config(Section):
@@ -31,12 +31,13 @@ def run(workspace: Workspace) -> None:
     config = load(workspace.params_file, Config)
     tokenizer = tokenizer_facts(workspace.tokenizer)
     model = resolve_backbone(config.backbone, root=workspace.root, vocab_size=tokenizer.vocab_size, seed=config.seed)
+    check_positions(model, tokenizer.max_length)
     inputs = {"tokenizer": workspace.tokenizer}
     if isinstance(config.backbone, RandomBackbone) and config.backbone.initialisation is Initialisation.COUNTS:
         cache = TrainingCache.open(workspace.cache, tokenizer=workspace.tokenizer)
         initialise_from_counts(model, _pairs(cache), eos_id=tokenizer.eos_id, seed=config.seed)
         inputs["cache"] = workspace.cache
-    network = Network(model)
+    network = Network(model, pooling=config.backbone.pooling)
     with writing(workspace, workspace.backbone) as draft:
         write_checkpoint(draft, network, tokenizer_folder=workspace.tokenizer, details={"setting": None})
         write_manifest(

@@ -8,7 +8,7 @@ from mlembed_core.artifacts import Workspace, manifest_hash, sha256_file, write_
 from mlembed_core.config.base import Name, Section
 from mlembed_core.config.evaluate import EvaluationParams, Suites
 from mlembed_core.config.load import load
-from mlembed_core.config.model import Settings
+from mlembed_core.config.settings import Settings
 from mlembed_core.evaluate.report import page, pictures
 from mlembed_core.evaluate.report.read import Curve, read_loss_curve, read_model_facts, read_scores, read_validation_curve
 from mlembed_core.evaluate.report.summarise import Report, SuiteSummary, summarise_suite, summarise_training

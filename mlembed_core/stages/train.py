@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -23,16 +23,19 @@ from mlembed_core.artifacts import Workspace, hash_of, manifest_hash, write_mani
 from mlembed_core.config.axes import Axes, resolve_axes
 from mlembed_core.config.base import Name, Section, pick
 from mlembed_core.config.load import load
-from mlembed_core.config.model import Settings
+from mlembed_core.config.settings import SettingParams, Settings
 from mlembed_core.config.train import TrainParams
 from mlembed_core.data.store import TrainingCache
-from mlembed_core.errors import ConfigError, MachineError, MlembedError
-from mlembed_core.model.checkpoint import num_parameters, write_checkpoint
+from mlembed_core.errors import ConfigError, MachineError, MlembedError, TrainingInterruptedError
+from mlembed_core.model.checkpoint import num_parameters, pooling_of, write_checkpoint
 from mlembed_core.model.network import Network
 from mlembed_core.model.resolve import load_folder
+from mlembed_core.train.control import StopRequest, report
 from mlembed_core.train.distributed import world_size
 from mlembed_core.train.launch import EXPECTED_WORLD_SIZE
 from mlembed_core.train.loop import LOSS_COLUMNS, Curves, train
+from mlembed_core.train.resume import only_one
+from mlembed_core.train.teacher import Teacher, load_teacher
 from mlembed_core.train.tracking import open_run
 
 VALIDATION_COLUMNS = ["step", "source", "layers", "dim", "loss"]
@@ -51,9 +54,10 @@ def run(workspace: Workspace, setting_name: str) -> None:
     """Train ``setting_name`` and write ``models/SETTING/``.
 
     Raises:
-        ConfigError: an unknown setting, or one that does not fit the backbone.
-        ArtifactError: the backbone or the cache is missing, damaged or of another tokenizer.
-        MachineError: other than the asked number of processes started.
+        ConfigError: an unknown setting, or one that does not fit the backbone; a teacher that is not pinned or does not fit.
+        ArtifactError: the backbone, the cache or the teacher is missing, damaged or of another tokenizer.
+        MachineError: other than the asked number of processes started, or the same training runs already.
+        TrainingInterruptedError: told to stop; the state is saved.
     """
     config = load(workspace.params_file, Config)
     setting = pick(config.settings, setting_name, path="settings")
@@ -65,8 +69,9 @@ def run(workspace: Workspace, setting_name: str) -> None:
     cache = TrainingCache.open(workspace.cache, tokenizer=workspace.tokenizer)
     manifest_hash(workspace.backbone)  # refuses a missing one before weights are read
     backbone: Any = load_folder(workspace.backbone)
-    axes = resolve_axes(setting_name, setting, hidden=backbone.config.hidden_size, layers=len(backbone.layers))
-    network = Network(backbone, rank=None if setting.mel is None else setting.mel.rank)
+    axes = resolve_axes(setting_name, setting, hidden=backbone.config.hidden_size, layers=backbone.config.num_hidden_layers)
+    network = Network(backbone, rank=None if setting.mel is None else setting.mel.rank, pooling=pooling_of(workspace.backbone))
+    teacher = _teacher(workspace, setting_name, setting, hidden=network.shape.dim)
 
     inputs = {"backbone": workspace.backbone, "cache": workspace.cache, "tokenizer": workspace.tokenizer}
     params = {
@@ -76,13 +81,17 @@ def run(workspace: Workspace, setting_name: str) -> None:
         "train": config.train.model_dump(mode="json"),
     }
     hashes = {name: manifest_hash(path) for name, path in inputs.items()}
+    if teacher is not None:
+        hashes["teacher"] = teacher.sha256
     fingerprint = hash_of({"params": params, "inputs": hashes, "world_size": world_size()})[:16]
     tracker = (
         open_run(workspace, name=config.name, setting=setting_name, fingerprint=fingerprint, params=params, inputs=hashes)
         if accelerator.is_main_process
         else None
     )
-    with tracker or nullcontext():
+    state_folder = workspace.work / "train" / setting_name / fingerprint
+    alone = only_one(state_folder) if accelerator.is_main_process else nullcontext()
+    with alone, tracker or nullcontext(), StopRequest() as stop_requested:
         curves = train(
             network,
             cache,
@@ -90,11 +99,26 @@ def run(workspace: Workspace, setting_name: str) -> None:
             params=config.train,
             seed=config.seed,
             accelerator=accelerator,
-            state_folder=workspace.work / "train" / setting_name / fingerprint,
+            state_folder=state_folder,
             log=tracker.log if tracker else _ignore,
+            setting=setting,
+            teacher=None if teacher is None else teacher.network,
+            stop_requested=stop_requested,
         )
         if accelerator.is_main_process:
-            write_model(workspace, workspace.models / setting_name, network, curves, axes, setting_name, params, inputs)
+            write_model(workspace, workspace.models / setting_name, network, curves, axes, setting_name, params, inputs, hashes)
+
+
+def _teacher(workspace: Workspace, setting_name: str, setting: SettingParams, *, hidden: int) -> Teacher | None:
+    if setting.distillation is None:
+        return None
+    return load_teacher(
+        setting.distillation.teacher,
+        path=f"settings.{setting_name}.distillation.teacher",
+        root=workspace.root,
+        tokenizer_folder=workspace.tokenizer,
+        hidden=hidden,
+    )
 
 
 def _ignore(_step: int, _metrics: Mapping[str, float]) -> None:
@@ -110,8 +134,17 @@ def write_model(
     setting_name: str,
     params: dict[str, Any],
     inputs: dict[str, Path],
+    hashes: dict[str, str],
 ) -> None:
-    """The out of the stage: checkpoint, curves, manifest."""
+    """The out of the stage: checkpoint, curves, manifest.
+
+    Args:
+        inputs: earlier outs by name.
+        hashes: of these, and of the teacher where there is one: it is no out of this workspace, so that its hash stands in the details.
+    """
+    details: dict[str, Any] = {"axes": {"mrl_dims": axes.mrl_dims, "mll_layers": axes.mll_layers, "mel_ranks": axes.mel_ranks}}
+    if "teacher" in hashes:
+        details["teacher"] = hashes["teacher"]
     loss = pd.DataFrame(curves.loss, columns=LOSS_COLUMNS).astype({"rank": "Int64"})
     with writing(workspace, target) as draft:
         write_checkpoint(
@@ -127,8 +160,8 @@ def write_model(
             stage=f"train@{setting_name}",
             params=params,
             inputs=inputs,
-            counts={"parameters": num_parameters(network), "steps": int(loss["step"].iloc[-1])},
-            details={"axes": {"mrl_dims": axes.mrl_dims, "mll_layers": axes.mll_layers, "mel_ranks": axes.mel_ranks}},
+            counts={"parameters": num_parameters(network), "steps": curves.steps, "skipped_steps": len(curves.skipped)},
+            details=details,
         )
 
 
@@ -142,16 +175,27 @@ def check_world_size() -> None:
         )
 
 
+@contextmanager
+def reporting() -> Iterator[None]:
+    """Around what a launched process does: an error of ours is printed once for all processes, and its exit code left for the launcher.
+
+    A process that was told to stop leaves with 0: accelerate and torch's agent would call anything else a crash, at length.
+    """
+    try:
+        yield
+    except MlembedError as error:
+        if report(error.exit_code):
+            print(f"mlembed: {error}", file=sys.stderr, flush=True)
+        sys.exit(0 if isinstance(error, TrainingInterruptedError) else error.exit_code)
+
+
 def main() -> None:
     """What accelerate starts in each process."""
     if len(sys.argv) != 2:
         raise ConfigError(f"expected one setting, got {sys.argv[1:]}; use `mlembed train SETTING`")
     lifeline.hold()
-    try:
+    with reporting():
         run(Workspace.find(), sys.argv[1])
-    except MlembedError as error:
-        print(f"mlembed: {error}", file=sys.stderr, flush=True)
-        sys.exit(error.exit_code)
 
 
 if __name__ == "__main__":

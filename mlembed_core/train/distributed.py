@@ -11,7 +11,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
+
+from mlembed_core.errors import MachineError
 
 
 def world_size() -> int:
@@ -42,16 +44,17 @@ class _Gather(torch.autograd.Function):
         return total.narrow(ctx.dim, start, ctx.sizes[dist.get_rank()]), None, None
 
 
-def gather_with_gradient(own: Float[Tensor, "..."], sizes: list[int], *, dim: int = 0) -> Tensor:
+def gather(own: Float[Tensor, "..."], sizes: list[int], *, dim: int = 0, with_grad: bool = True) -> Tensor:
     """Concatenate every process's tensor along ``dim``, in rank order.
 
     Args:
         own: this process's part.
         sizes: length along ``dim`` on each process.
+        with_grad: false: the reference's way, where all items are constants once there are several processes.
     """
     if world_size() == 1:
         return own
-    gathered: Tensor = _Gather.apply(own, sizes, dim)  # type: ignore[no-untyped-call]
+    gathered: Tensor = _Gather.apply(own if with_grad else own.detach(), sizes, dim)  # type: ignore[no-untyped-call]
     return gathered
 
 
@@ -59,3 +62,32 @@ def split_rows(num_rows: int, processes: int) -> list[int]:
     """How many rows of a global batch each process takes: contiguous shares that differ by one at most."""
     share, rest = divmod(num_rows, processes)
     return [share + (index < rest) for index in range(processes)]
+
+
+def average_gradients(network: nn.Module) -> None:
+    """Replace every parameter's gradient by its mean over processes: what DistributedDataParallel does after a backward pass."""
+    if world_size() == 1:
+        return
+    for parameter in network.parameters():
+        if parameter.requires_grad:
+            gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            dist.all_reduce(gradient)
+            parameter.grad = gradient.div_(world_size())
+
+
+def agree(value: int, *, what: str, device: torch.device) -> None:
+    """Raises MachineError unless every process comes with the same ``value``.
+
+    Args:
+        what: the value's meaning, for the message.
+        device: where the processes' collectives work.
+    """
+    values = [torch.tensor([value], device=device) for _ in range(world_size())]
+    if len(values) > 1:
+        dist.all_gather(values, torch.tensor([value], device=device))
+    found = [int(each) for each in values]
+    if len(set(found)) > 1:
+        raise MachineError(
+            f"the processes do not agree on {what}: {found}, in rank order. Every node needs the same `.work/`: use a shared "
+            "folder, or copy the first node's `.work/train` to the others."
+        )

@@ -2,7 +2,7 @@
 
 1. open the schedule of batches, the optimizer and, where a killed run left it, its state;
 2. for each step: draw a batch, encode this process's share, compute the loss over exits and dims, step;
-3. now and then: look at held-out rows, save the state, tell the log.
+3. now and then: tell the log, look at held-out rows, save the state; leave when told to.
 """
 
 from __future__ import annotations
@@ -13,41 +13,47 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
 import torch
 from accelerate import Accelerator
-from torch import nn
 
 from mlembed_core.config.axes import Axes
 from mlembed_core.config.base import Precision
+from mlembed_core.config.settings import SettingParams
 from mlembed_core.config.train import TrainParams
-from mlembed_core.data.sampler import Sampler
+from mlembed_core.data.sampler import Batch, Sampler
 from mlembed_core.data.store import TrainingCache
-from mlembed_core.errors import MlembedError
-from mlembed_core.model.attention import use_float32_attention
+from mlembed_core.errors import TrainingInterruptedError
+from mlembed_core.model.attention import choose_attention
 from mlembed_core.model.network import Network
 from mlembed_core.progress import Reporter
 from mlembed_core.train import resume
+from mlembed_core.train.distributed import agree
+from mlembed_core.train.faults import FiniteGuard, naming_the_knobs
+from mlembed_core.train.grad_cache import grad_cache_step
 from mlembed_core.train.optimizer import learning_rate, make_optimizer
 from mlembed_core.train.step import StepLoss, draw_rank, step_loss
 from mlembed_core.train.tracking import loss_metrics, validation_metrics
 from mlembed_core.train.validation import validate
 
-LOSS_COLUMNS = ("step", "source", "loss", "learning_rate", "grad_norm", "rank", "tokens")
-
-
-class TrainingError(MlembedError):
-    """The loss or the gradient left the numbers."""
-
-    exit_code = 10
+TERM_COLUMNS = ("in_batch", "hard", "distillation", "self_distillation")
+LOSS_COLUMNS = ("step", "source", "kind", "loss", *TERM_COLUMNS, "learning_rate", "grad_norm", "rank", "tokens")
 
 
 @dataclass
 class Curves:
-    """What is known of a run, free of times: ``loss`` a row per logged step, ``validation`` a row per step, source, exit and dim."""
+    """What is known of a run, free of times.
 
+    Attributes:
+        steps: done so far.
+        loss: a row per logged step that was not skipped.
+        validation: a row per step, source, exit and dim.
+        skipped: steps (from 0) that were left out, since their loss or gradient was not finite.
+    """
+
+    steps: int = 0
     loss: list[dict[str, Any]] = field(default_factory=list)
     validation: list[dict[str, Any]] = field(default_factory=list)
+    skipped: list[int] = field(default_factory=list)
 
 
 def train(
@@ -60,6 +66,9 @@ def train(
     accelerator: Accelerator,
     state_folder: Path,
     log: Callable[[int, Mapping[str, float]], None],
+    setting: SettingParams | None = None,
+    teacher: Network | None = None,
+    stop_requested: Callable[[], bool] = lambda: False,
 ) -> Curves:
     """Train ``network`` in place.
 
@@ -68,10 +77,16 @@ def train(
         accelerator: places the network and averages gradients over processes.
         state_folder: where the resume state lives, named by the fingerprint of everything that shapes the result.
         log: called on the main process with a step and its metrics.
+        setting: where the loss's terms differ from ``params``; None: not at all.
+        teacher: of ``setting.distillation``, frozen.
+        stop_requested: asked after each step, in every process; one that says yes stops them all.
 
     Raises:
         TrainingError: the loss or the gradient is not finite; names the step, source and rows.
+        TrainingInterruptedError: told to stop; the state after the step is saved.
+        MachineError: out of memory (names the parameters that help), or processes that resume from different states.
     """
+    # 1. The schedule of batches, and the state that a killed run left.
     sampler = Sampler(
         cache.sources,
         batch_size=params.batch_size,
@@ -81,74 +96,191 @@ def train(
         num_steps=params.num_steps,
         num_epochs=params.num_epochs,
     )
-    optimizer = make_optimizer(network, params)
-    curves, first = Curves(), 0
-    resumed = resume.load_newest(state_folder, network=network, optimizer=optimizer, warn=accelerator.print)
-    if resumed is not None:
-        first, progress = resumed
-        curves = Curves(**progress)
-        accelerator.print(f"resuming after step {first} of {sampler.num_steps}")
-    if params.precision is Precision.BF16:
-        use_float32_attention(network.backbone, accelerator.device)
-    model, optimizer = accelerator.prepare(network, optimizer)
-    model.train()
+    run = _Run(network, cache, sampler, axes, params, seed, accelerator, state_folder, log, setting or SettingParams(), teacher)
+    first = run.open()
 
-    in_use = [source for source in sampler.sources if params.source_weights is None or params.source_weights.get(source.name)]
-    with Reporter("training", sampler.num_steps, "steps") as reporter:
-        reporter.advance(first)
-        started, tokens = time.monotonic(), 0
+    pace = _Pace()
+    with Reporter("training", sampler.num_steps, "steps", start=first, shown=accelerator.is_main_process) as reporter:
         for step in range(first, sampler.num_steps):
+            # 2. One batch: states, loss, gradient, new weights.
             batch = sampler.batch(step)
-            rate = learning_rate(step, sampler.num_steps, params)
-            with _autocast(accelerator, params.precision):
-                result = step_loss(model, cache, sampler, batch, step=step, seed=seed, axes=axes, params=params)
-            loss, norm = _update(model, optimizer, accelerator, result, rate=rate, max_grad_norm=params.max_grad_norm)
-            if not (np.isfinite(loss) and np.isfinite(norm)):
-                raise TrainingError(
-                    f"step {step}: loss {loss}, gradient norm {norm}, source {batch.source.name}, rows {batch.rows[:8].tolist()} …. "
-                    "Lower train.learning_rate, or look at these rows."
-                )
+            outcome = run.take_step(batch, step, stop=stop_requested())
+            pace.count(batch, outcome)
 
+            # 3. What is said, looked at and kept.
             done, last = step + 1, step + 1 == sampler.num_steps
-            tokens += result.num_tokens
-            speed = tokens / max(time.monotonic() - started, 1e-9)
-            if last or done % params.log_every == 0:
-                mel_rank = draw_rank(axes, seed=seed, step=step)
-                values = (done, batch.source.name, loss, rate, norm, mel_rank, result.num_tokens)
-                row = dict(zip(LOSS_COLUMNS, values, strict=True))
-                curves.loss.append(row)
-                log(done, loss_metrics(row) | {"tokens_per_second": speed})
-            if last or (params.validate_every and done % params.validate_every == 0):
-                with _autocast(accelerator, params.precision):
-                    held_out = validate(network, cache, in_use, axes=axes, temperature=params.temperature)
-                curves.validation += [{"step": done, **row} for row in held_out]
-                for row in held_out:
-                    log(done, validation_metrics(row))
-            if params.checkpoint_every and (last or done % params.checkpoint_every == 0) and accelerator.is_main_process:
-                inner = cast("Any", optimizer).optimizer
-                resume.save(state_folder, step=done, network=network, optimizer=inner, progress=asdict(curves))
-            reporter.advance(note=f"loss {loss:.3f}, {speed:,.0f} tokens/s")
-    return curves
+            if last or _due(done, params.log_every):
+                run.note_loss(batch, outcome, done, tokens_per_second=pace.tokens_per_second)
+            if last or _due(done, params.validate_every):
+                run.note_validation(done)
+            if outcome.stop or _due(done, params.checkpoint_every) or (last and params.checkpoint_every):
+                run.save(done)
+            if outcome.stop and not last:
+                raise TrainingInterruptedError(
+                    f"told to stop; the state after step {done} of {sampler.num_steps} is saved in {state_folder}"
+                )
+            reporter.advance(note=pace.note)
+    return run.curves
 
 
-def _update(
-    model: nn.Module, optimizer: torch.optim.Optimizer, accelerator: Accelerator, result: StepLoss, *, rate: float, max_grad_norm: float
-) -> tuple[float, float]:
-    """Backward pass and optimizer step; a gradient that is not finite changes no weight.
+@dataclass
+class _Run:
+    """What a training works on, and what it does with it; see :func:`train` for the fields."""
 
-    Returns:
-        Loss of the global batch, and the gradient's norm before clipping.
+    network: Network
+    cache: TrainingCache
+    sampler: Sampler
+    axes: Axes
+    params: TrainParams
+    seed: int
+    accelerator: Accelerator
+    state_folder: Path
+    log: Callable[[int, Mapping[str, float]], None]
+    setting: SettingParams
+    teacher: Network | None
+
+    def open(self) -> int:
+        """Make the optimizer, take up the state that an earlier run left, place everything; the first step to do."""
+        optimizer = make_optimizer(self.network, self.params)
+        self.curves, first = Curves(), 0
+        resumed = resume.load_newest(self.state_folder, network=self.network, optimizer=optimizer, warn=self.accelerator.print)
+        if resumed is not None:
+            first, progress = resumed
+            self.curves = Curves(**progress)
+            self.accelerator.print(f"resuming after step {first} of {self.sampler.num_steps}")
+        agree(first, what="the step to go on from", device=self.accelerator.device)
+        for network in filter(None, (self.network, self.teacher)):
+            network.to(self.accelerator.device)
+            choose_attention(network.backbone, device=self.accelerator.device, precision=self.params.precision)
+        self.network.checkpointing = self.params.activation_checkpointing
+        self.model, self.optimizer = self.accelerator.prepare(self.network, optimizer)
+        self.model.train()
+        self.guard = FiniteGuard(self.curves.skipped, allowed=self.params.max_skipped_steps, warn=self.accelerator.print)
+        return first
+
+    def take_step(self, batch: Batch, step: int, *, stop: bool) -> _Outcome:
+        """One optimizer step, unless the gradient is not finite: that changes no weight."""
+        rate = learning_rate(step, self.sampler.num_steps, self.params)
+        with naming_the_knobs(self.params):
+            result = self._loss_with_gradient(batch, step)
+        norm = float(self.accelerator.clip_grad_norm_(self.model.parameters(), self.params.max_grad_norm))
+        outcome = _agreed(self.accelerator, result, learning_rate=rate, grad_norm=norm, stop=stop)
+        self.curves.steps = step + 1
+        if self.guard.admits(batch, step=step, loss=outcome.loss, norm=norm):
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate
+            self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return outcome
+
+    def _loss_with_gradient(self, batch: Batch, step: int) -> StepLoss:
+        options: Any = {
+            "step": step,
+            "seed": self.seed,
+            "axes": self.axes,
+            "params": self.params,
+            "setting": self.setting,
+            "teacher": self.teacher,
+        }
+        backward = self.accelerator.backward
+        if self.params.grad_cache_tokens is not None:
+            return grad_cache_step(self.network, self.cache, self.sampler, batch, **options, backward=backward, autocast=self._autocast)
+        with self._autocast():
+            result = step_loss(self.model, self.cache, self.sampler, batch, **options)
+        backward(result.terms.total)
+        return result
+
+    def note_loss(self, batch: Batch, outcome: _Outcome, done: int, *, tokens_per_second: float) -> None:
+        """A row of the loss curve, and the log's; none for a step that was left out, whose loss is no number to draw."""
+        if self.curves.skipped[-1:] == [done - 1]:
+            return
+        row = _loss_row(done, batch, outcome, mel_rank=draw_rank(self.axes, seed=self.seed, step=done - 1))
+        self.curves.loss.append(row)
+        self.log(done, loss_metrics(row) | {"tokens_per_second": tokens_per_second, "skipped_steps": len(self.curves.skipped)})
+
+    def note_validation(self, done: int) -> None:
+        """The loss of held-out rows of every source in use, at exits and dims."""
+        weights = self.params.source_weights
+        in_use = [source for source in self.sampler.sources if weights is None or weights.get(source.name)]
+        with self._autocast():
+            rows = validate(self.network, self.cache, in_use, axes=self.axes, temperature=self.params.temperature)
+        self.curves.validation += [{"step": done, **row} for row in rows]
+        for row in rows:
+            self.log(done, validation_metrics(row))
+
+    def save(self, done: int) -> None:
+        """The resume state, by the main process alone: the others have the same."""
+        if self.accelerator.is_main_process:
+            resume.save(
+                self.state_folder,
+                step=done,
+                network=self.network,
+                optimizer=cast("Any", self.optimizer).optimizer,
+                progress=asdict(self.curves),
+                kept=self.params.kept_checkpoints,
+            )
+
+    def _autocast(self) -> Any:
+        return torch.autocast(self.accelerator.device.type, dtype=torch.bfloat16, enabled=self.params.precision is Precision.BF16)
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    """What all processes know of a step, the same in each.
+
+    Attributes:
+        terms: summands of the loss, in the order of ``TERM_COLUMNS``.
+        grad_norm: before clipping.
+        num_tokens: encoded by all processes.
+        stop: one of them was told to stop.
     """
-    for group in optimizer.param_groups:
-        group["lr"] = rate
-    accelerator.backward(result.terms.total)
-    norm = float(accelerator.clip_grad_norm_(model.parameters(), max_grad_norm))
-    loss = float(accelerator.reduce(result.terms.total.detach(), reduction="mean"))
-    if np.isfinite(norm):
-        optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    return loss, norm
+
+    loss: float
+    terms: tuple[float, ...]
+    learning_rate: float
+    grad_norm: float
+    num_tokens: int
+    stop: bool
 
 
-def _autocast(accelerator: Accelerator, precision: Precision) -> Any:
-    return torch.autocast(accelerator.device.type, dtype=torch.bfloat16, enabled=precision is Precision.BF16)
+def _agreed(accelerator: Accelerator, result: StepLoss, *, learning_rate: float, grad_norm: float, stop: bool) -> _Outcome:
+    terms = result.terms
+    summands = [getattr(terms, name).detach().double() for name in TERM_COLUMNS]
+    others = [torch.tensor(float(value), dtype=torch.float64, device=terms.total.device) for value in (result.num_tokens, stop)]
+    mean = accelerator.reduce(torch.stack([terms.total.detach().double(), *summands, *others]), reduction="mean")
+    loss, *parts, tokens, stops = mean.tolist()
+    return _Outcome(loss, tuple(parts), learning_rate, grad_norm, round(tokens * accelerator.num_processes), stops > 0)
+
+
+def _loss_row(done: int, batch: Batch, outcome: _Outcome, *, mel_rank: int | None) -> dict[str, Any]:
+    # A term that is exactly 0 was not asked for: an empty cell.
+    terms = (value if value != 0 else None for value in outcome.terms)
+    source = batch.source
+    values = (source.name, source.kind.value, outcome.loss, *terms, outcome.learning_rate, outcome.grad_norm, mel_rank, outcome.num_tokens)
+    return dict(zip(LOSS_COLUMNS, (done, *values), strict=True))
+
+
+def _due(done: int, every: int | None) -> bool:
+    return every is not None and done % every == 0
+
+
+class _Pace:
+    """What the progress bar says beside the steps: tokens per second of this run, and the last loss of each kind of source."""
+
+    def __init__(self) -> None:
+        self._started = time.monotonic()
+        self._tokens = 0
+        self._losses: dict[str, float] = {}
+
+    def count(self, batch: Batch, outcome: _Outcome) -> None:
+        self._tokens += outcome.num_tokens
+        self._losses[batch.source.kind.value] = outcome.loss
+
+    @property
+    def tokens_per_second(self) -> float:
+        return self._tokens / max(time.monotonic() - self._started, 1e-9)
+
+    @property
+    def note(self) -> str:
+        losses = ", ".join(f"{kind} {loss:.3f}" for kind, loss in sorted(self._losses.items()))
+        return f"loss: {losses}; {self.tokens_per_second:,.0f} tokens/s"

@@ -7,8 +7,11 @@ a place outside the outs, found by the fingerprint of everything that shapes the
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +21,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from mlembed_core.artifacts import read_json, sha256_file, write_json
-from mlembed_core.errors import ArtifactError
-
-KEPT = 2
+from mlembed_core.errors import ArtifactError, MachineError
 
 
-def save(folder: Path, *, step: int, network: nn.Module, optimizer: torch.optim.Optimizer, progress: dict[str, Any]) -> None:
-    """Write the state after ``step`` steps to ``folder/step-N``; the newest ``KEPT`` stay.
+def save(folder: Path, *, step: int, network: nn.Module, optimizer: torch.optim.Optimizer, progress: dict[str, Any], kept: int) -> None:
+    """Write the state after ``step`` steps to ``folder/step-N``.
 
     Args:
         progress: JSON-able, returned by :func:`load_newest`.
+        kept: the newest states that stay.
     """
     draft = folder / f".step-{step:08d}.tmp"
     shutil.rmtree(draft, ignore_errors=True)
@@ -38,14 +40,31 @@ def save(folder: Path, *, step: int, network: nn.Module, optimizer: torch.optim.
     files = {path.name: sha256_file(path) for path in sorted(draft.iterdir())}
     write_json(draft / "checkpoint.json", {"step": step, "files": files})
     for path in [*draft.iterdir(), draft]:
-        descriptor = os.open(path, os.O_RDONLY)
-        os.fsync(descriptor)
-        os.close(descriptor)
+        _sync(path)
     final = folder / f"step-{step:08d}"
-    shutil.rmtree(final, ignore_errors=True)
+    shutil.rmtree(final, ignore_errors=True)  # a damaged one that was skipped on resuming
     os.replace(draft, final)
-    for old in sorted(folder.glob("step-*"))[:-KEPT]:
+    _sync(folder)  # the new name is a change of the folder; before it is on disk, no older state may go
+    for old in sorted(folder.glob("step-*"))[:-kept]:
         shutil.rmtree(old, ignore_errors=True)
+
+
+@contextmanager
+def only_one(folder: Path) -> Iterator[None]:
+    """Hold the folder's states against another training of the same fingerprint, one that outlived its launcher for instance.
+
+    Raises:
+        MachineError: there is one.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # given back by the system when the process ends, however it ends
+        except BlockingIOError:
+            raise MachineError(
+                f"another process is training this setting with these parameters (it holds {folder / 'lock'}). Wait for it, or stop it."
+            ) from None
+        yield
 
 
 def load_newest(
@@ -74,6 +93,12 @@ def _load(folder: Path, network: nn.Module, optimizer: torch.optim.Optimizer) ->
     network.load_state_dict(weights)
     _unflatten(optimizer, state)
     return int(facts["step"]), progress
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    os.fsync(descriptor)
+    os.close(descriptor)
 
 
 def _flatten(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

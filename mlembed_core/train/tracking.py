@@ -23,6 +23,7 @@ from types import TracebackType
 from typing import Any, Literal
 
 from mlembed_core.artifacts import MANIFEST, Workspace, canonical_json, manifest_hash, write_json, writing
+from mlembed_core.errors import TrainingInterruptedError
 
 SETTING_TAG = "mlembed.setting"
 FINGERPRINT_TAG = "mlembed.fingerprint"
@@ -134,10 +135,13 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 
 
 def loss_metrics(row: Mapping[str, Any]) -> dict[str, float]:
-    """The metrics of one row of ``loss_curve.csv``: the loss also under its source's name; empty cells left out."""
-    names = {"loss": "loss", "learning_rate": "learning_rate", "grad_norm": "grad_norm", "rank": "rank", "tokens": "tokens"}
+    """The metrics of one row of ``loss_curve.csv``: the loss also by its source and kind, and its terms; empty cells left out."""
+    names = {name: name for name in ("loss", "learning_rate", "grad_norm", "rank", "tokens")}
+    names |= {f"loss_term/{name}": name for name in ("in_batch", "hard", "distillation", "self_distillation")}
     if row.get("source"):
         names[f"loss/{row['source']}"] = "loss"
+    if row.get("kind"):
+        names[f"loss_kind/{row['kind']}"] = "loss"
     return {name: float(row[column]) for name, column in names.items() if row.get(column) not in (None, "")}
 
 
@@ -245,7 +249,8 @@ class Tracker:
         if kind is None:
             self.finish("FINISHED")
         else:
-            self.finish("FAILED" if issubclass(kind, Exception) else "KILLED")
+            stopped = issubclass(kind, TrainingInterruptedError) or not issubclass(kind, Exception)
+            self.finish("KILLED" if stopped else "FAILED")
 
     def _work(self) -> None:
         try:

@@ -45,7 +45,7 @@ def _losses(network: Network, cache: TrainingCache, source: CachedSource, axes: 
         return
     device = next(network.parameters()).device
     texts = [cache.tokens(int(text)) for text in [*queries[firsts], *passages[firsts]]]
-    states = network([bucket.to(device) for bucket in pack(texts)], axes.mll_layers, None).float()
+    states = network([bucket.to(device) for bucket in pack(texts, joined=network.joins_texts)], axes.mll_layers, None).float()
     targets = torch.arange(count, device=device).repeat(len(axes.mrl_dims))
     for layers, exit_states in zip(axes.mll_layers, states, strict=True):
         logits = prefix_cosines(exit_states[:count], exit_states[count:], axes.mrl_dims) / temperature

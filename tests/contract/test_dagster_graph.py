@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from dagster import AssetSelection
 
 from assets import graph
 from assets.partitions import PARAMS, WORKSPACE
@@ -73,6 +74,21 @@ def test_jobs_name_stages_that_exist():
         assert set(job.tags["mlembed/stages"].split()) <= set(STAGES)
     everything = next(job for job in JOBS if job.name == "everything")
     assert set(everything.tags["mlembed/stages"].split()) == set(STAGES)
+
+
+@pytest.mark.filterwarnings("ignore:Parameter `include_sources`")  # Dagster's own, of its own parser
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("group:data", {"raw_sources", "tokenizer", "tokenized_corpus", "training_cache"}),
+        ("key:training_cache+ and group:model", {"backbone", "trained_model"}),
+        ("+key:tokenizer", {"raw_sources", "tokenizer"}),
+    ],
+)
+def test_selections_as_text_work(text, expected):
+    """With DVC in the same environment they do not: its pin of antlr breaks Dagster's grammar (docs/decisions/0002)."""
+    found = AssetSelection.from_string(text).resolve([this.definition for this in PIPELINE])
+    assert {key.to_user_string() for key in found} == expected
 
 
 def test_every_asset_says_what_it_is():

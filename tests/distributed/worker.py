@@ -1,10 +1,13 @@
-"""What the test of several processes runs in each of them: one step's loss and gradients, saved by the main process.
+"""What the test of several processes runs in each of them: some steps' losses and gradients, saved by the main process.
 
 The problem (cache, network, batch) is made from seeds, the same in every process.
 """
 
+import itertools
 import sys
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,17 +15,34 @@ from accelerate import Accelerator
 from safetensors.torch import save_file
 from transformers import Qwen3Config, Qwen3Model
 
+from mlembed_core import lifeline
 from mlembed_core.config.axes import Axes
 from mlembed_core.config.data import Kind
+from mlembed_core.config.settings import SettingParams
 from mlembed_core.config.train import TrainParams
 from mlembed_core.data.sampler import Sampler
 from mlembed_core.data.store import CacheWriter, TrainingCache
 from mlembed_core.model.network import Network
 from mlembed_core.stages.train import check_world_size
+from mlembed_core.train.grad_cache import grad_cache_step
 from mlembed_core.train.step import step_loss
 
 VOCAB, NUM_ROWS, NUM_NEGATIVES = 50, 40, 3
 STEPS = (0, 1, 2)
+BATCH_SIZES = (1, 7, 16)  # 1: a process without a row; 7: uneven shares
+# What each variant changes of the parameters; all terms and masks are on in those that name none.
+VARIANTS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "without_gradient": {"gather_with_grad": False},
+    "chunked": {"grad_cache_tokens": 24},
+}
+SETTING = SettingParams.model_validate(
+    {
+        "mll": "auto",
+        "distillation": {"weight": 3.0, "teacher": {"type": "local", "path": "unused"}},
+        "self_distillation": 2.0,
+    }
+)
 
 
 def write_cache(folder: Path) -> None:
@@ -48,12 +68,11 @@ def write_cache(folder: Path) -> None:
         cache.finish(tokenizer="none")
 
 
-def problem(folder: Path, *, batch_size: int) -> tuple[Network, TrainingCache, Sampler, Axes, TrainParams]:
-    cache = TrainingCache.open(folder)
-    torch.manual_seed(0)
+def stock(*, hidden: int, seed: int) -> Qwen3Model:
+    torch.manual_seed(seed)
     config = Qwen3Config(
         vocab_size=VOCAB,
-        hidden_size=16,
+        hidden_size=hidden,
         intermediate_size=16,
         num_hidden_layers=2,
         num_attention_heads=2,
@@ -63,6 +82,15 @@ def problem(folder: Path, *, batch_size: int) -> tuple[Network, TrainingCache, S
         pad_token_id=None,
         initializer_range=0.3,
     )
+    return Qwen3Model(config)
+
+
+def teacher() -> Network:
+    return Network(stock(hidden=24, seed=1)).double().eval().requires_grad_(requires_grad=False)
+
+
+def problem(folder: Path, *, batch_size: int, **options: Any) -> tuple[Network, TrainingCache, Sampler, Axes, TrainParams]:
+    cache = TrainingCache.open(folder)
     params = TrainParams.model_validate(
         {
             "batch_size": batch_size,
@@ -71,31 +99,39 @@ def problem(folder: Path, *, batch_size: int) -> tuple[Network, TrainingCache, S
             "learning_rate": 1e-3,
             "num_threads": 1,
             "precision": "fp32",
+            **options,
         }
     )
     sampler = Sampler(cache.sources, batch_size=batch_size, seed=3, num_steps=len(STEPS))
     axes = Axes(mrl_dims=(8, 16), mll_layers=(1, 2), mel_ranks=(2, 4, 8))
-    return Network(Qwen3Model(config), rank=8).double(), cache, sampler, axes, params
+    return Network(stock(hidden=16, seed=0), rank=8).double(), cache, sampler, axes, params
 
 
 def main() -> None:
     base = Path(sys.argv[1])
     torch.set_num_threads(1)
+    lifeline.hold()
     accelerator = Accelerator()
     check_world_size()
-    for batch_size in (1, 7, 16):  # 1: a process without a row; 7: uneven shares
-        network, cache, sampler, axes, params = problem(base / "cache", batch_size=batch_size)
+    for batch_size, (variant, options) in itertools.product(BATCH_SIZES, VARIANTS.items()):
+        masks = {"mask_same_text": True, "mask_similar_margin": 0.2}
+        network, cache, sampler, axes, params = problem(base / "cache", batch_size=batch_size, **masks, **options)
         model = accelerator.prepare(network)
         for step in STEPS:
             model.zero_grad()
-            loss = step_loss(model, cache, sampler, sampler.batch(step), step=step, seed=5, axes=axes, params=params).terms.total
-            accelerator.backward(loss)
-            if accelerator.is_main_process:
-                gradients = {name: parameter.grad.clone() for name, parameter in network.named_parameters()}
-                save_file(gradients, base / f"gradients-{accelerator.num_processes}-{batch_size}-{step}.safetensors")
+            arguments: Any = {"step": step, "seed": 5, "axes": axes, "params": params, "setting": SETTING, "teacher": teacher()}
+            batch = sampler.batch(step)
+            if params.grad_cache_tokens is None:
+                loss = step_loss(model, cache, sampler, batch, **arguments).terms.total
+                accelerator.backward(loss)
+            else:
+                chunked = {"backward": accelerator.backward, "autocast": nullcontext}
+                loss = grad_cache_step(network, cache, sampler, batch, **arguments, **chunked).terms.total
             mean = accelerator.reduce(loss.detach(), reduction="mean")
             if accelerator.is_main_process:
-                (base / f"loss-{accelerator.num_processes}-{batch_size}-{step}").write_text(repr(float(mean)))
+                name = f"{variant}-{accelerator.num_processes}-{batch_size}-{step}"
+                save_file({key: value.grad.clone() for key, value in network.named_parameters()}, base / f"{name}.safetensors")
+                (base / f"{name}.loss").write_text(repr(float(mean)))
 
 
 if __name__ == "__main__":

@@ -20,7 +20,8 @@ LAUNCH = """mutation($p: ExecutionParams!) { launchPipelineExecution(executionPa
 TERMINATE = """mutation($r: String!) { terminateRun(runId: $r) { __typename } }"""
 STATUS = """query($r: ID!) { runOrError(runId: $r) { ... on Run { status } } }"""
 ASSETS = """{ assetNodes { assetKey { path } staleStatus assetMaterializations { partition tags { key value } } } }"""
-LOGS = """query($r: ID!) { logsForRun(runId: $r) { ... on EventConnection { events { __typename ... on MessageEvent { message } } } } }"""
+LOGS = """query($r: ID!) { logsForRun(runId: $r) { ... on EventConnection { events {
+  ... on MessageEvent { message } ... on ExecutionStepFailureEvent { error { message } } } } } }"""
 ENDED = {"SUCCESS", "FAILURE", "CANCELED"}
 LONG = "num_steps: 1000000"
 
@@ -71,7 +72,8 @@ class Servers:
         return self.ask(STATUS, r=run_id)["runOrError"]["status"]
 
     def logs(self, run_id):
-        return [event.get("message", "") for event in self.ask(LOGS, r=run_id)["logsForRun"]["events"]]
+        events = self.ask(LOGS, r=run_id)["logsForRun"]["events"]
+        return [f"{event.get('message', '')}{(event.get('error') or {}).get('message', '')}" for event in events]
 
     def finish(self, run_id, timeout=300):
         wait_until(lambda: self.status(run_id) in ENDED, timeout)
@@ -224,7 +226,8 @@ def test_a_source_changed_by_hand_shows_on_exactly_what_was_made_from_it(done):
 
 
 def test_what_was_done_in_a_shell_appears_and_what_was_taken_back_too(done, servers, params):
-    before, lock = servers.versions(), (done / "dvc.lock").read_text()
+    before = servers.versions()
+    tracked = {path: path.read_text() for path in [done / "dvc.lock", *done.glob("scores/*/*.json")]}  # what git has
     params.write_text(params.read_text().replace("rank: 16", "rank: 8"))
     sync(done)
     assert failed_checks(done) == {("trained_model", "3d"), ("frontier_report", None), ("registered_model", "3d")}
@@ -238,14 +241,32 @@ def test_what_was_done_in_a_shell_appears_and_what_was_taken_back_too(done, serv
     sync(done)
     assert failed_checks(done) == set()
     assert set(servers.stale().values()) == {"FRESH"}
-    # An older commit's lock and parameters, checked out.
-    (done / "dvc.lock").write_text(lock)
+    # An older commit, checked out.
+    for path, text in tracked.items():
+        path.write_text(text)
     params.write_text(params.read_text().replace("rank: 8", "rank: 16"))
     run(done, "dvc", "checkout")
     run(done, "mlembed", "register", "--all")
     sync(done)
     assert {item: versions[0] for item, versions in servers.versions().items()} == {item: versions[0] for item, versions in before.items()}
     assert failed_checks(done) == set()
+
+
+REPORT_FAILURE = """
+from dagster import AssetCheckEvaluation, AssetKey, DagsterInstance
+with DagsterInstance.get() as instance:
+    instance.report_runless_asset_event(AssetCheckEvaluation(
+        asset_key=AssetKey("raw_sources"), check_name="rows_are_present", passed=False, metadata={}, partition="python_topics"))
+"""
+
+
+def test_no_training_starts_on_data_that_failed_a_check(done, servers):
+    run(done, sys.executable, "-W", "ignore", "-c", REPORT_FAILURE, DAGSTER_HOME=str(done / ".dagster"))
+    refused = servers.launch(asset="trained_model", partition="3d")
+    assert servers.finish(refused) == "FAILURE"
+    assert "raw_sources[python_topics]: rows_are_present" in "\n".join(servers.logs(refused))
+    assert servers.finish(servers.launch(asset="raw_sources", partition="python_topics")) == "SUCCESS"
+    assert servers.finish(servers.launch(asset="trained_model", partition="3d")) == "SUCCESS"
 
 
 def start_a_long_training(servers, params):

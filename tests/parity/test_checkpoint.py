@@ -10,10 +10,13 @@ from tokenizers.processors import TemplateProcessing
 from transformers import AutoModel, AutoTokenizer, Qwen3Config, Qwen3Model
 
 from mlembed_core.artifacts import write_manifest
+from mlembed_core.config.model import Pooling
 from mlembed_core.errors import ArtifactError, SubmodelError
 from mlembed_core.model.checkpoint import write_checkpoint
 from mlembed_core.model.encoder import Encoder, weights_hash
 from mlembed_core.model.network import Network
+
+from .architectures import one_by_one, stock
 
 TEXTS = ["a", "hello world", "", "a longer text, long enough to be cut by the limit of tokens", "ünïcödé 🦉"]
 TOLERANCE = 1e-5  # what the README promises; float32 and other orders of summation
@@ -77,6 +80,40 @@ def test_plain_sentence_transformers_gives_equal_vectors(folder):
 
     theirs = SentenceTransformer(str(folder), device="cpu").encode(TEXTS)
     np.testing.assert_allclose(Encoder.from_folder(folder).encode_documents(TEXTS), theirs, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize(
+    ("name", "pooling"),
+    [
+        ("llama", Pooling.LAST),
+        ("llama", Pooling.MEAN),
+        ("gemma3", Pooling.LAST),
+        ("gemma3_bidirectional", Pooling.MEAN),
+        ("bert", Pooling.MEAN),
+        ("bert", Pooling.CLS),
+        ("xlm_roberta", Pooling.MEAN),
+        ("modernbert", Pooling.CLS),
+    ],
+)
+def test_other_architectures_give_equal_vectors_everywhere(name, pooling, tmp_path):
+    from sentence_transformers import SentenceTransformer
+
+    out = tmp_path / "checkpoint"
+    out.mkdir()
+    network = Network(stock(name, vocab_size=258).float(), rank=8, pooling=pooling)
+    write_checkpoint(out, network, tokenizer_folder=tokenizer_folder(tmp_path / "tokenizer"), details={})
+    encoder = Encoder.from_folder(out)
+    assert encoder.network.pooling is pooling
+    ours = encoder.encode_documents(TEXTS)
+    np.testing.assert_allclose(ours, SentenceTransformer(str(out), device="cpu").encode(TEXTS), atol=TOLERANCE)
+
+    model = AutoModel.from_pretrained(out).eval()
+    plain = one_by_one(model, [np.asarray(ids) for ids in encoder.token_ids(TEXTS)], pooling)
+    np.testing.assert_allclose(ours, torch.nn.functional.normalize(plain, dim=1).numpy(), atol=TOLERANCE)
+
+    cut = encoder.exit_states(TEXTS, rank=4, layers=[2])[0]
+    expected = cut / np.linalg.norm(cut, axis=1, keepdims=True)
+    np.testing.assert_allclose(Encoder.from_folder(out, layers=2, rank=4).encode_documents(TEXTS), expected, atol=1e-6)
 
 
 def test_vectors_are_of_unit_length_at_every_cut(folder):

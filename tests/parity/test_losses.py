@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from mlembed_core.losses.contrastive import contrastive_loss, false_negatives
+from mlembed_core.losses.contrastive import contrastive_loss
 from mlembed_core.losses.matryoshka import mrl_weights
 
 HIDDEN = 16
@@ -94,23 +94,3 @@ def test_a_masked_item_has_no_influence():
         queries, positives, dims=(16,), temperature=0.05, num_rows=2, items=positives, targets=torch.arange(2), excluded=excluded
     )
     assert loss.total.item() == 0  # nothing is left to be confused with
-
-
-def test_same_text_and_same_label_are_false_negatives():
-    mask = false_negatives(
-        query_ids=torch.tensor([10, 11, 12, 13]),
-        targets=torch.arange(4),
-        item_ids=torch.tensor([20, 20, 10, 23]),  # rows 0 and 1 share a positive; row 2's positive is row 0's query
-        item_query_ids=torch.tensor([10, 11, 12, 13]),
-        same_text=True,
-        labels=torch.tensor([-1, 5, 6, 5], dtype=torch.int32),
-        item_labels=torch.tensor([-1, 5, 6, 5], dtype=torch.int32),
-    )
-    assert mask is not None
-    expected = {(0, 1), (1, 0), (0, 2), (1, 3), (3, 1)}
-    assert {tuple(pair) for pair in mask.nonzero().tolist()} == expected
-
-
-def test_nothing_is_masked_unless_asked():
-    ids = torch.arange(3)
-    assert false_negatives(ids, ids, ids, ids, same_text=False) is None

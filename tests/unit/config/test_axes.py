@@ -4,7 +4,7 @@ import pytest
 
 from mlembed_core.config.axes import resolve_axes
 from mlembed_core.config.grid import Shape, Submodel, resolve_submodel
-from mlembed_core.config.model import MelParams, SettingParams
+from mlembed_core.config.settings import MelParams, SettingParams
 from mlembed_core.errors import ConfigError, SubmodelError
 
 

@@ -22,7 +22,7 @@ TEXT = (ROOT / "configs" / "params.yaml").read_text(encoding="utf-8")
         ("temperature: 0.05", "temperature: -1", ["train.temperature=-1", "greater than 0"]),
         ("dim: 128", "dimm: 128", ["evaluation.submodels.1.dimm", "did you mean 'dim'"]),
         ("rank: 256, min", "rank: 4096, min", ["settings.3d.mel.rank=4096", "hidden size 256", "rank ≤ 256"]),
-        ("mll: auto", "mll: [1, 9]", ["settings.3d.mll=9", "number of layers 4"]),
+        ("mll: auto", "mll: [1, 9]", ["settings.3d.mll=9", "number of layers 2"]),
         ("mrl: auto", "mrl: [512]", ["settings.3d.mrl=512", "hidden size 256"]),
         ("min_rank: 16, sampled: true", "sampled: true", ["settings.3d.mel", "min_rank"]),
         ("min_rank: 16", "min_rank: 300", ["min_rank=300 exceeds rank=256"]),
@@ -49,7 +49,7 @@ def test_a_mistake_is_named_with_its_path_value_and_remedy(tmp_path, old, new, p
 
 def test_yaml_is_1_2(tmp_path):
     path = tmp_path / "params.yaml"
-    path.write_text(TEXT.replace("learning_rate: 3.0e-4", "learning_rate: 3e-4"), encoding="utf-8")
+    path.write_text(TEXT.replace("learning_rate: 4.0e-4", "learning_rate: 3e-4"), encoding="utf-8")
     assert load_all(path, Params).train.learning_rate == 3e-4
 
 

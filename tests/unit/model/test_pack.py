@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 
 from mlembed_core.model.pack import BUCKET_COST_TOKENS, pack
 
@@ -48,3 +49,36 @@ def test_a_bound_on_tokens_holds():
 def test_a_text_without_tokens_is_refused():
     with pytest.raises(ValueError, match="text 1 has no tokens"):
         pack(lists([3, 0, 2]))
+
+
+def test_joined_texts_stand_one_behind_the_other():
+    ids = lists([3, 1, 4])
+    (row,) = pack(ids, joined=True)
+    np.testing.assert_array_equal(row.ids, np.concatenate(ids)[None])
+    assert row.cu_seq_lens.tolist() == [0, 3, 4, 8]
+    assert row.positions.tolist() == [[0, 1, 2, 0, 0, 1, 2, 3]]
+    assert (row.rows.tolist(), row.first.tolist(), row.last.tolist()) == ([0, 0, 0], [0, 3, 4], [2, 3, 7])
+    assert row.lengths.tolist() == [3, 1, 4]
+    assert row.order.tolist() == [0, 1, 2]
+    assert row.mask is None
+
+
+def test_joined_texts_are_bounded_too():
+    rows = pack(lists([3, 4, 2, 20, 1]), joined=True, max_tokens=8)
+    assert [row.lengths.tolist() for row in rows] == [[3, 4], [2], [20], [1]]
+    assert torch.cat([row.order for row in rows]).tolist() == [0, 1, 2, 3, 4]
+
+
+def test_a_rectangle_knows_its_padding():
+    (bucket,) = pack(lists([3, 1]))
+    assert bucket.mask.tolist() == [[True, False, False], [True, True, True]]
+    assert bucket.positions.tolist() == [[0, 1, 2]]
+    (full,) = pack(lists([3, 3]))
+    assert full.mask is None
+
+
+@pytest.mark.parametrize("joined", [False, True])
+def test_means_leave_padding_out(joined):
+    (bucket,) = pack(lists([3, 1, 2]), joined=joined, pad_id=77)
+    means = bucket.means(bucket.ids[:, :, None].double())
+    assert means[:, 0].tolist() == [[1, 1000, 2000.5][text] for text in bucket.order.tolist()]

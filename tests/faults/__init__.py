@@ -1,0 +1,1 @@
+"""Trainings that are killed, stopped and taken up again, in processes of their own."""
