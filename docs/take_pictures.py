@@ -58,6 +58,12 @@ BOX = """(() => {
   const [x, y] = [Math.min(...boxes.map(box => box.left)), Math.min(...boxes.map(box => box.top))];
   return {x, y, width: Math.max(...boxes.map(box => box.right)) - x, height: Math.max(...boxes.map(box => box.bottom)) - y};
 })()"""
+# Whether every asset is drawn in the colour of a state: nothing else on the page has so colourful a border.
+COLOURED = """{names}.every(name => [...document.querySelectorAll('foreignObject')].some(box =>
+  box.innerText.trim() === name && [...box.querySelectorAll('*')].some(element => {{
+    const colour = getComputedStyle(element).borderTopColor.match(/[0-9]+/g).slice(0, 3).map(Number);
+    return Math.max(...colour) - Math.min(...colour) > 60;
+  }})))"""
 CLICK = "[...[...document.querySelectorAll('tr')].find(row => row.innerText.startsWith({row})).querySelectorAll('a')].pop().click()"
 
 
@@ -161,7 +167,7 @@ def graph(page: Page, dagster: str) -> Image.Image:
     groups = ",".join(sorted({f"global@global:{name}" for this in PIPELINE for name in this.definition.group_names_by_key.values()}))
     page.open(f"{dagster}/asset-groups?expanded={groups}", *GRAPH_SIZE)
     names = json.dumps([this.name for this in PIPELINE])
-    page.wait_until(f"{names}.every(name => document.body.innerText.includes(name))", "all assets")
+    page.wait_until(COLOURED.format(names=names), "the state of every asset (did the pipeline run? `make demo`)")
     whole, box = page.picture(), page.ask(BOX)
     left, top = box["x"] - MARGIN, box["y"] - MARGIN
     return whole.crop((int(left), int(top), int(left + box["width"] + 2 * MARGIN), int(top + box["height"] + 2 * MARGIN)))
