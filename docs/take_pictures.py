@@ -60,7 +60,7 @@ BOX = """(() => {
 })()"""
 # Whether every asset is drawn in the colour of a state: nothing else on the page has so colourful a border.
 COLOURED = """{names}.every(name => [...document.querySelectorAll('foreignObject')].some(box =>
-  box.innerText.trim() === name && [...box.querySelectorAll('*')].some(element => {{
+  box.innerText.includes(name) && [...box.querySelectorAll('*')].some(element => {{
     const colour = getComputedStyle(element).borderTopColor.match(/[0-9]+/g).slice(0, 3).map(Number);
     return Math.max(...colour) - Math.min(...colour) > 60;
   }})))"""
