@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
-from dagster import MetadataValue
+from dagster import AssetCheckSeverity, MetadataValue
 from safetensors import safe_open
 
 from mlembed_core.artifacts import MANIFEST, read_json
@@ -140,6 +140,12 @@ PREDICATES: Mapping[str, Sequence[Predicate]] = {
     "evaluate": (Predicate("scores_are_finite", "Every main score is a finite number.", scores_are_finite),),
     "control": (Predicate("scores_are_finite", "Every main score is a finite number.", scores_are_finite),),
 }
+
+
+def severity(stage: str, name: str) -> AssetCheckSeverity:
+    """A failed check that blocks is an error; the others warn: a loss that rose, an item that is out of date, break nothing."""
+    blocks = any(predicate.blocking for predicate in PREDICATES.get(stage, ()) if predicate.name == name)
+    return AssetCheckSeverity.ERROR if blocks else AssetCheckSeverity.WARN
 
 
 def verdict_of_status(reasons: Sequence[str]) -> Verdict:

@@ -41,7 +41,7 @@ from dagster._core.instance.utils import RUNLESS_JOB_NAME
 from dagster._core.storage.asset_check_execution_record import AssetCheckExecutionRecordStatus
 from dagster._core.utils import make_new_run_id
 
-from assets.checks import MATCHES_DVC, PREDICATES, verdict_of_status
+from assets.checks import MATCHES_DVC, PREDICATES, severity, verdict_of_status
 from assets.graph import CODE, LockedItem
 from assets.partitions import WORKSPACE
 from assets.stages import ENTRY_TAG, StageAsset, ask
@@ -243,7 +243,14 @@ def _said_last(instance: DagsterInstance, check: AssetCheckKey, key: str | None)
 
 
 def _evaluation(this: StageAsset, key: str | None, name: str, passed: bool, figures: Mapping[str, Any]) -> AssetCheckEvaluation:
-    return AssetCheckEvaluation(asset_key=AssetKey(this.name), check_name=name, passed=passed, metadata=dict(figures), partition=key)
+    return AssetCheckEvaluation(
+        asset_key=AssetKey(this.name),
+        check_name=name,
+        passed=passed,
+        severity=severity(this.stage, name),
+        metadata=dict(figures),
+        partition=key,
+    )
 
 
 @contextmanager

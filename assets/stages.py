@@ -188,7 +188,8 @@ def result_of(this: StageAsset, key: str | None) -> MaterializeResult[Any]:
         metadata=this.facts(key, locked),
         tags={ENTRY_TAG: locked.entry},
         check_results=[
-            AssetCheckResult(check_name=name, passed=said.passed, metadata=dict(said.figures)) for name, said in verdicts.items()
+            AssetCheckResult(check_name=name, passed=said.passed, severity=checks.severity(this.stage, name), metadata=dict(said.figures))
+            for name, said in verdicts.items()
         ],
     )
 

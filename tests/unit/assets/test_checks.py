@@ -130,3 +130,9 @@ def test_dvcs_word_is_passed_on():
     said = checks.verdict_of_status(["changed deps: data/cache (modified)"])
     assert not said.passed
     assert "data/cache (modified)" in said.figures["dvc_says"].value
+
+
+def test_what_blocks_is_an_error_and_the_rest_warns():
+    assert checks.severity("source", "rows_are_present").value == "ERROR"
+    assert checks.severity("train", "loss_fell").value == "WARN"
+    assert checks.severity("source", checks.MATCHES_DVC).value == "WARN"
