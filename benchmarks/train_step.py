@@ -4,8 +4,7 @@
     python -m benchmarks.train_step --shape large --lengths log_normal --memory # peak RSS and time of a step, in processes of their own
 
 Every variant gets the same texts in each round, all within one run, so that ratios can be compared where times cannot. CPU seconds
-of one thread, memory kept by the allocator between steps as in our trainings (for all variants alike); the optimizer is left out,
-being the same for all. It prints and never asserts.
+of one thread; the optimizer is left out, being the same for all. It prints and never asserts.
 """
 
 from __future__ import annotations
@@ -35,11 +34,13 @@ from benchmarks.reference_way import ReferenceWay, reference_loss
 from mlembed_core.config.axes import MIN_MRL_DIM, MLL_EXITS, powers_of_two
 from mlembed_core.config.base import Precision
 from mlembed_core.config.train import Checkpointing
-from mlembed_core.losses.contrastive import contrastive_loss
+from mlembed_core.losses.contrastive import ContrastiveTerms, contrastive_loss
 from mlembed_core.model.attention import choose_attention
 from mlembed_core.model.network import Network
 from mlembed_core.model.pack import pack
+from mlembed_core.train.grad_cache import backward_in_chunks, chunks_of
 from mlembed_core.train.launch import ALLOCATOR
+from mlembed_core.train.step import StepPlan
 
 VOCAB = 151_936  # of Qwen3
 ROWS, NEGATIVES = 8, 7
@@ -59,7 +60,7 @@ class Shape:
     head_dim: int
     intermediate: int
     rank: int
-    bucket_tokens: int  # of ours: activations of some 1,000 narrow tokens stay in the caches; wide ones want large products
+    bucket_tokens: int  # of ours, and of a chunk with GradCache
 
     @property
     def dims(self) -> tuple[int, ...]:
@@ -87,8 +88,8 @@ class Shape:
 
 
 SHAPES = {
-    "tiny": Shape(64, 2, 4, 2, 16, 128, 16, 1024),  # to try this script
-    "small": Shape(256, 4, 4, 2, 64, 768, 128, 1024),
+    "tiny": Shape(64, 2, 4, 2, 16, 128, 16, 256),  # to try this script
+    "small": Shape(256, 4, 4, 2, 64, 768, 128, 2048),
     "large": Shape(1024, 8, 16, 8, 128, 3072, 512, 2048),
 }
 
@@ -138,14 +139,36 @@ def ours(
     def step(texts: Texts) -> Tensor:
         with _autocast(precision):
             states = network(pack(texts, max_tokens=shape.bucket_tokens), shape.exits)
-        loss = _our_loss(states.float(), shape)
+        loss = _our_terms(states.float(), shape).total
         loss.backward()
         return loss.detach()
 
     return network, step
 
 
-def _our_loss(states: Tensor, shape: Shape) -> Tensor:
+def ours_in_chunks(shape: Shape, precision: Precision) -> tuple[nn.Module, Step]:
+    """A step of this project with GradCache, a chunk being as large as a bucket."""
+    network, _ = ours(shape, precision)
+    nothing: Any = None  # of a plan, encoding reads the MEL rank and what dropout would be seeded with
+
+    def step(texts: Texts) -> Tensor:
+        every = np.arange(len(texts))
+        plan = StepPlan(nothing, nothing, [ROWS], 0, None, every, every, mel_rank=None, step=0, seed=0)
+        terms: Any = backward_in_chunks(
+            network,
+            chunks_of(pack(texts, max_tokens=shape.bucket_tokens), shape.bucket_tokens),
+            plan,
+            lambda states: _our_terms(states, shape),
+            exits=shape.exits,
+            backward=Tensor.backward,
+            autocast=lambda: _autocast(precision),
+        )
+        return terms.total.detach()
+
+    return network, step
+
+
+def _our_terms(states: Tensor, shape: Shape) -> ContrastiveTerms:
     queries, positives, negatives = states.split([ROWS, ROWS, ROWS * NEGATIVES], dim=1)
     return contrastive_loss(
         queries,
@@ -156,7 +179,7 @@ def _our_loss(states: Tensor, shape: Shape) -> Tensor:
         items=positives,
         targets=torch.arange(ROWS),
         negatives=negatives.unflatten(1, (ROWS, NEGATIVES)),
-    ).total
+    )
 
 
 def sentence_transformers(shape: Shape, precision: Precision, *, cached: bool) -> tuple[nn.Module, Step]:
@@ -230,6 +253,7 @@ VARIANTS: dict[str, Callable[[Shape], tuple[nn.Module, Step]]] = {
     "ours, fp32, selective": lambda shape: ours(shape, FP32, checkpointing=Checkpointing.SELECTIVE),
     "ours, bf16, selective": lambda shape: ours(shape, BF16, checkpointing=Checkpointing.SELECTIVE),
     "ours, fp32, full": lambda shape: ours(shape, FP32, checkpointing=Checkpointing.FULL),
+    "ours, fp32, GradCache": lambda shape: ours_in_chunks(shape, FP32),
     "ours, fp32, dense table": lambda shape: ours(shape, FP32, dense=True),
     "sentence-transformers, Matryoshka2d": lambda shape: sentence_transformers(shape, FP32, cached=False),
     "sentence-transformers, Matryoshka, cached": lambda shape: sentence_transformers(shape, FP32, cached=True),
@@ -329,9 +353,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--only", nargs="*", metavar="WORDS", help="variants whose names contain one of these; the first is the base")
     parser.add_argument("--memory", action="store_true", help="one step of each variant in a process of its own: peak RSS, CPU seconds")
+    parser.add_argument("--keep-pages", action="store_true", help="all variants with the allocator's settings of our trainings")
     parser.add_argument("--alone", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if not os.environ.keys() >= ALLOCATOR.keys():  # read when a process starts
+    if arguments.keep_pages and not os.environ.keys() >= ALLOCATOR.keys():  # read when a process starts
         os.execve(sys.executable, [sys.executable, "-m", "benchmarks.train_step", *sys.argv[1:]], {**os.environ, **ALLOCATOR})  # noqa: S606
     torch.set_num_threads(1)
     shape = SHAPES[arguments.shape]

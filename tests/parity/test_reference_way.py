@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from benchmarks import train_step
-from benchmarks.train_step import FP32, VARIANTS, make_texts, ours, reference
+from benchmarks.train_step import FP32, VARIANTS, make_texts, ours, ours_in_chunks, reference
 
 SHAPE = train_step.SHAPES["tiny"]
 
@@ -23,6 +23,14 @@ def test_loss_and_gradients_equal_ours():
     assert found.keys() == expected.keys() - {"embed_tokens.weight"}
     for name, gradient in found.items():
         assert ((gradient - expected[name]).norm() / expected[name].norm()).item() < 1e-4, name
+
+
+def test_chunks_have_the_same_gradients():
+    texts = make_texts("log_normal", seed=1)
+    (whole, step), (chunked, step_in_chunks) = ours(SHAPE, FP32), ours_in_chunks(SHAPE, FP32)
+    assert float(step(texts)) == pytest.approx(float(step_in_chunks(texts)), rel=1e-6)
+    for expected, found in zip(whole.parameters(), chunked.parameters(), strict=True):
+        assert ((found.grad - expected.grad).norm() / expected.grad.norm()).item() < 1e-4
 
 
 @pytest.mark.parametrize("name", VARIANTS)
