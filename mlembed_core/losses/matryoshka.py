@@ -32,7 +32,8 @@ def prefix_cosines(
     queries: Float[Tensor, "query hidden"], items: Float[Tensor, "item hidden"], dims: Sequence[int]
 ) -> Float[Tensor, "dim query item"]:
     """Cosine of every query with every item at every dim."""
-    products = _prefix_sums([query @ item.T for query, item in zip(_blocks(queries, dims), _blocks(items, dims), strict=True)])
+    with _in_full_precision(queries):
+        products = _prefix_sums([query @ item.T for query, item in zip(_blocks(queries, dims), _blocks(items, dims), strict=True)])
     return products / (prefix_norms(queries, dims)[:, :, None] * prefix_norms(items, dims)[:, None, :])
 
 
@@ -40,9 +41,10 @@ def prefix_cosines_of_own(
     queries: Float[Tensor, "query hidden"], items: Float[Tensor, "query item hidden"], dims: Sequence[int]
 ) -> Float[Tensor, "dim query item"]:
     """Cosine of every query with its own items (positive and hard negatives) at every dim."""
-    products = _prefix_sums(
-        [torch.einsum("nd,nkd->nk", query, item) for query, item in zip(_blocks(queries, dims), _blocks(items, dims), strict=True)]
-    )
+    with _in_full_precision(queries):
+        products = _prefix_sums(
+            [torch.einsum("nd,nkd->nk", query, item) for query, item in zip(_blocks(queries, dims), _blocks(items, dims), strict=True)]
+        )
     return products / (prefix_norms(queries, dims)[:, :, None] * prefix_norms(items, dims))
 
 
@@ -50,6 +52,11 @@ def prefix_norms(vectors: Float[Tensor, "*rest hidden"], dims: Sequence[int]) ->
     """Euclidean length of each vector cut to each dim, at least ``MIN_NORM``."""
     squares = _prefix_sums([block.square().sum(dim=-1) for block in _blocks(vectors, dims)])
     return squares.clamp_min(MIN_NORM**2).sqrt()
+
+
+def _in_full_precision(states: Tensor) -> torch.autocast:
+    """Autocast would round the products to bfloat16's three digits, and a temperature of 0.05 makes twenty of each of their errors."""
+    return torch.autocast(states.device.type, enabled=False)
 
 
 def _blocks(vectors: Tensor, dims: Sequence[int]) -> list[Tensor]:

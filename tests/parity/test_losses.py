@@ -94,3 +94,13 @@ def test_a_masked_item_has_no_influence():
         queries, positives, dims=(16,), temperature=0.05, num_rows=2, items=positives, targets=torch.arange(2), excluded=excluded
     )
     assert loss.total.item() == 0  # nothing is left to be confused with
+
+
+def test_autocast_takes_no_digits_from_the_loss():
+    """The network runs in bfloat16, its states are float32 again: so is what is made of them."""
+    queries, positives = (states(1, ROWS, HIDDEN, seed=seed).float() for seed in (1, 2))
+    negatives = states(1, ROWS, 3, HIDDEN, seed=3).float()
+    options = {"dims": (8, 16), "temperature": 0.05, "num_rows": ROWS, "items": positives, "targets": torch.arange(ROWS)}
+    expected = contrastive_loss(queries, positives, **options, negatives=negatives).total
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(contrastive_loss(queries, positives, **options, negatives=negatives).total, expected)
