@@ -260,6 +260,7 @@ with DagsterInstance.get() as instance:
 """
 
 
+@pytest.mark.slow  # the same question without servers: tests/unit/assets/test_stages.py
 def test_no_training_starts_on_data_that_failed_a_check(done, servers):
     run(done, sys.executable, "-W", "ignore", "-c", REPORT_FAILURE, DAGSTER_HOME=str(done / ".dagster"))
     refused = servers.launch(asset="trained_model", partition="3d")
