@@ -13,4 +13,5 @@ backbone = stage_asset(
     description="The weights that every setting starts from: from a configuration, initialised from counts, or pretrained.",
     kinds={"pytorch", "safetensors"},
     deps=[training_cache, tokenizer],
+    reaches_out=True,
 )

@@ -16,4 +16,5 @@ control_scores = stage_asset(
     kinds={"parquet"},
     deps=[backbone, raw_sources, tokenizer],
     partitions=SUITES,
+    reaches_out=True,
 )

@@ -15,7 +15,7 @@ from dagster import MetadataValue, TableRecord
 
 from assets import charts
 from assets.graph import LockedItem
-from mlembed_core.artifacts import MANIFEST, Workspace, read_json
+from mlembed_core.artifacts import MANIFEST, Workspace, manifest_hash, read_json
 
 Facts = dict[str, Any]
 MLFLOW_UI = "MLEMBED_MLFLOW_UI"  # where people open MLflow; `make ui` sets it
@@ -60,8 +60,8 @@ def _train(workspace: Workspace, item: str, out: Path) -> Facts:
         "loss_curve": charts.loss_curve(curve["step"].tolist(), curve["loss"].tolist(), smooth.tolist()),
     }
     measured = workspace.measured(item)
-    if measured.is_file():
-        run = read_json(measured)
+    run = read_json(measured) if measured.is_file() else {}
+    if run.get("output_hash") == manifest_hash(out):  # of these bytes, not of a training before or after
         facts |= {"seconds": run["seconds"], "tokens_per_second": run["tokens_per_second"]}
         if run["run_id"] is not None:
             facts["mlflow"] = mlflow_run(run["experiment_id"], run["run_id"])

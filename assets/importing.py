@@ -55,6 +55,8 @@ UNFINISHED = [
     DagsterRunStatus.STARTED,
     DagsterRunStatus.CANCELING,
 ]
+OUT_OF_DATE = "+"  # after a record's hash: it was not up to date when it was told; once it is, it is told again
+ASK_UP_TO_BYTES = 1 << 30  # of an out: reading more would keep the sensor. A run of Dagster's own asks whatever the size
 ANOTHER = "another"  # a version that is not the current one; which one it was, nobody knows
 
 
@@ -96,16 +98,18 @@ def import_outs(
             known = _entries_known(instance, this)
             made_from = _MadeFrom(instance, this)
             for key, locked in recorded.items():
-                if known.get(key) == locked.entry or not _is_on_disk(locked, reasons[key]):
+                told = locked.entry if not reasons[key] else f"{locked.entry}{OUT_OF_DATE}"
+                if known.get(key) in (locked.entry, told) or not _is_on_disk(locked, reasons[key]):
                     continue
-                report(_materialisation(this, key, locked, reasons[key], made_from))
-                known[key] = locked.entry
+                report(_materialisation(this, key, locked, reasons[key], made_from, told))
+                known[key] = told
                 materialisations += 1
-                if ask_checks:
+                if ask_checks and locked.size <= ASK_UP_TO_BYTES:
                     for name, verdict in ask(this.stage, locked).items() if this.stage in PREDICATES else ():
                         report(_evaluation(this, key, name, verdict.passed, verdict.figures))
                         checks += 1
-            checks += _report_status(instance, this, {key: reasons[key] for key in recorded if key in known}, report)
+            standing = [key for key in known if key in reasons and (this.name, key) not in busy]
+            checks += _report_status(instance, this, {key: reasons[key] for key in standing}, report)
     return Imported(materialisations, checks)
 
 
@@ -193,15 +197,14 @@ def _overlap(outs: Sequence[str], paths: Sequence[str]) -> bool:
 
 
 def _materialisation(
-    this: StageAsset, key: str | None, locked: LockedItem, reasons: Sequence[str], made_from: _MadeFrom
+    this: StageAsset, key: str | None, locked: LockedItem, reasons: Sequence[str], made_from: _MadeFrom, told: str
 ) -> AssetMaterialization:
     code_is_current = not any(f": {CODE}" in reason or reason == "changed command" for reason in reasons)
-    definition_version = this.definition.code_versions_by_key[AssetKey(this.name)] or ANOTHER
     tags = {
         DATA_VERSION_TAG: locked.md5,
         DATA_VERSION_IS_USER_PROVIDED_TAG: "true",
-        CODE_VERSION_TAG: definition_version if code_is_current else ANOTHER,
-        ENTRY_TAG: locked.entry,
+        CODE_VERSION_TAG: this.code_version() if code_is_current else ANOTHER,
+        ENTRY_TAG: told,
     }
     return AssetMaterialization(
         asset_key=this.name,

@@ -15,4 +15,5 @@ mteb_scores = stage_asset(
     kinds={"parquet"},
     deps=[trained_model, raw_sources],
     partitions=SCORES,
+    reaches_out=True,
 )

@@ -36,6 +36,7 @@ def start(command: Sequence[str], *, cwd: Path, environment: Mapping[str, str], 
         start_new_session=True,
         preexec_fn=_die_with_parent if sys.platform == "linux" else None,  # one system call, no lock
         text=True,
+        errors="replace",  # a program may print what it likes
         **options,
     )
 

@@ -12,5 +12,4 @@ raw_sources = stage_asset(
     description="Text rows of one source, checked, with a `split` column: query, passage, negatives, language, label.",
     kinds={"parquet"},
     partitions=SOURCES,
-    reaches_out=True,
 )

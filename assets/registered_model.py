@@ -15,7 +15,7 @@ from assets.mteb_scores import mteb_scores
 from assets.partitions import SETTINGS, WORKSPACE
 from assets.stages import OWNER, RETRIES, StageAsset, check_spec, result_of, run_item
 from assets.trained_model import trained_model
-from mlembed_core.artifacts import canonical_json, hash_of, read_json
+from mlembed_core.artifacts import MANIFEST, canonical_json, hash_of, manifest_hash, read_json
 
 NAME = "registered_model"
 CODE_FOLDER = "mlembed_core/registry"
@@ -47,7 +47,12 @@ class RegisteredModel(StageAsset):
         for key, version in self.recorded().items():
             if key not in on_disk or on_disk[key].md5 != version.md5:
                 reasons[key] = [*reasons[key], f"models/{key} has other bytes than the registered version"]
+            if read_json(WORKSPACE.registration(str(key)))["report_hash"] != _report_hash():
+                reasons[key] = [*reasons[key], "reports/ has changed since the registration"]
         return reasons
+
+    def code_version(self) -> str:
+        return code_version(WORKSPACE.root)
 
     def facts(self, key: str | None, locked: LockedItem) -> Facts:
         record: dict[str, Any] = read_json(WORKSPACE.registration(str(key)))
@@ -61,6 +66,10 @@ class RegisteredModel(StageAsset):
             "weights_hash": record["weights_hash"],
             "registration": MetadataValue.json(record),
         }
+
+
+def _report_hash() -> str | None:
+    return manifest_hash(WORKSPACE.reports) if (WORKSPACE.reports / MANIFEST).is_file() else None
 
 
 def code_version(root: Path) -> str:

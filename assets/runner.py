@@ -75,6 +75,8 @@ def main() -> None:
 
 
 def _interrupt(number: int, _frame: object) -> None:
+    for other in (signal.SIGINT, signal.SIGTERM):  # a second one must not interrupt the cleaning up
+        signal.signal(other, signal.SIG_IGN)
     raise SystemExit(128 + number)
 
 

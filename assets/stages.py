@@ -89,6 +89,10 @@ class StageAsset:
         """
         return {key: status.get(item, []) for key, item in self.items().items()}
 
+    def code_version(self) -> str:
+        """Of the code as it is on disk now; the definition's is of when the code location was loaded."""
+        return graph.code_version(WORKSPACE, STAGES[self.stage])
+
     def facts(self, key: str | None, locked: LockedItem) -> Facts:
         """Metadata for the page of one partition."""
         return facts_of(WORKSPACE, self.stage, self.items()[key], locked)
@@ -202,25 +206,23 @@ def ask(stage: str, locked: LockedItem) -> dict[str, Verdict]:
 
 def refuse_on_failed_checks(instance: DagsterInstance, this: StageAsset) -> None:
     """Stop where a blocking check of an asset upstream stands failed. Within one run Dagster does this; runs of other partitions
-    know nothing of each other.
+    know nothing of each other. A check that was planned and never answered (its run failed or was cancelled) stands against it too.
 
     Raises:
         Failure: naming the checks and their partitions.
     """
-    keys = [
-        AssetCheckKey(AssetKey(name), predicate.name)
-        for name, above in this.upstream().items()
-        for predicate in PREDICATES.get(above.stage, ())
-        if predicate.blocking
-    ]
-    failed = [
-        f"{info.check_key.asset_key.to_user_string()}{f'[{info.partition_key}]' if info.partition_key else ''}: {info.check_key.name}"
-        for info in instance.event_log_storage.get_asset_check_partition_info(keys)
-        if info.latest_execution_status is AssetCheckExecutionRecordStatus.FAILED
-    ]
+    failed = []
+    for name, above in this.upstream().items():
+        blocking = [AssetCheckKey(AssetKey(name), predicate.name) for predicate in PREDICATES.get(above.stage, ()) if predicate.blocking]
+        items = above.items()  # a source that is no longer in the parameters stands against nobody
+        failed += [
+            f"{name}{f'[{info.partition_key}]' if info.partition_key else ''}: {info.check_key.name}"
+            for info in (instance.event_log_storage.get_asset_check_partition_info(blocking) if blocking else ())
+            if info.partition_key in items and info.latest_execution_status is not AssetCheckExecutionRecordStatus.SUCCEEDED
+        ]
     if failed:
         raise Failure(
-            f"{this.name} does not start, since checks of its data failed: {'; '.join(failed)}. "
-            "Mend the data and materialise it again: that asks again.",
+            f"{this.name} does not start, since checks of what it is made from have not passed: {'; '.join(failed)}. "
+            "Mend it and materialise it again: that asks again.",
             allow_retries=False,
         )

@@ -12,4 +12,5 @@ tokenizer = stage_asset(
     description="The tokenizer, trained on the sources or taken from a folder or the hub. It appends EOS itself.",
     kinds={"json"},
     deps=[raw_sources],
+    reaches_out=True,
 )

@@ -25,9 +25,10 @@ def prepare_home(workspace: Workspace) -> Path:
     ``DAGSTER_HOME`` from the environment is taken as it is: a team's instance has a configuration of its own.
     """
     os.environ.update({name: value for name, value in QUIET.items() if name not in os.environ})
-    if given := os.environ.get(HOME_VARIABLE):
-        return Path(given)
     home = workspace.root / ".dagster"
+    given = os.environ.get(HOME_VARIABLE)
+    if given and Path(given).resolve() != home.resolve():
+        return Path(given)
     home.mkdir(exist_ok=True)
     shutil.copyfile(workspace.root / "configs" / "dagster.yaml", home / "dagster.yaml")
     os.environ[HOME_VARIABLE] = str(home)

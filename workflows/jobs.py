@@ -8,14 +8,14 @@ which order it goes. What came out is reported in the same run, asset by asset a
 
 from collections.abc import Sequence
 
-from dagster import AssetSelection, Config, JobDefinition, OpExecutionContext, PipesSubprocessClient, job, op
-from pydantic import Field
+from dagster import AssetSelection, Failure, JobDefinition, OpExecutionContext, PipesSubprocessClient, job, op
 
 from assets import graph
-from assets.importing import import_outs
+from assets.importing import import_outs, unfinished_items
 from assets.partitions import WORKSPACE
 from assets.registered_model import registered_model
-from assets.stages import TRAINING_POOL, run_item
+from assets.stages import TRAINING_POOL, refuse_on_failed_checks, run_item
+from assets.trained_model import trained_model
 from workflows.pipeline import PIPELINE
 
 EVERYTHING = AssetSelection.all()
@@ -24,27 +24,25 @@ TRAIN_AND_SCORE = AssetSelection.groups("model", "evaluation")
 GRAPH = [this.definition for this in PIPELINE]
 
 
-class Force(Config):
-    """What a person may change in the launchpad."""
-
-    force: bool = Field(False, description="run what is up to date too")
-
-
 def bring_up_to_date(name: str, selection: AssetSelection, description: str) -> JobDefinition:
-    """A job of one step that brings the selected assets, and what they stand on, up to date."""
+    """A job of one step that brings the selected assets, and what they stand on, up to date.
+
+    What a training stands on comes first and is asked its checks; while one that blocks stands failed, no training starts.
+    """
     keys = {key.to_user_string() for key in selection.resolve(GRAPH)}
     chosen = [this for this in PIPELINE if this.name in keys]
     stages = [this.stage for this in chosen if this.stage]
+    trains = trained_model in chosen
 
-    # A training may be among them, and trainings stay apart.
-    @op(name=f"{name}_by_dvc", description=description, pool=TRAINING_POOL)
-    def run_dvc(context: OpExecutionContext, config: Force, pipes: PipesSubprocessClient) -> None:
-        try:
-            run_item(context, pipes, ["repro", *(["--force"] if config.force else []), *stages])
-            if registered_model in chosen:
-                run_item(context, pipes, ["--", "mlembed", "register", "--all"])
-        finally:
-            # What was done before a failure was done.
+    @op(name=f"{name}_by_dvc", description=description, pool=TRAINING_POOL if trains else None)
+    def run_dvc(context: OpExecutionContext, pipes: PipesSubprocessClient) -> None:
+        if trains:
+            _repro(context, pipes, [above.stage for above in trained_model.upstream().values()])
+            refuse_on_failed_checks(context.instance, trained_model)
+        _repro(context, pipes, stages)
+        if registered_model in chosen:
+            refuse_on_failed_checks(context.instance, registered_model)
+            run_item(context, pipes, ["--", "mlembed", "register", "--all"])
             _report(context)
 
     @job(name=name, description=description, tags={"mlembed/stages": " ".join(stages)})
@@ -54,8 +52,18 @@ def bring_up_to_date(name: str, selection: AssetSelection, description: str) -> 
     return bring
 
 
+def _repro(context: OpExecutionContext, pipes: PipesSubprocessClient, stages: Sequence[str]) -> None:
+    try:
+        run_item(context, pipes, ["repro", *stages])
+    except Failure:
+        _report(context)  # what was done before it was done
+        raise
+    _report(context)
+
+
 def _report(context: OpExecutionContext) -> None:
-    done = import_outs(context.instance, PIPELINE, status=graph.status(WORKSPACE), report=context.log_event, ask_checks=True)
+    busy = unfinished_items(context.instance)
+    done = import_outs(context.instance, PIPELINE, status=graph.status(WORKSPACE), report=context.log_event, busy=busy, ask_checks=True)
     context.log.info(f"reported {done}")
 
 

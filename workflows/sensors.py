@@ -5,13 +5,14 @@ import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from dagster import DefaultSensorStatus, SensorEvaluationContext, SkipReason, sensor
+from dagster import DagsterInstance, DefaultSensorStatus, RunsFilter, SensorEvaluationContext, SkipReason, sensor
 
 from assets import graph
-from assets.importing import import_outs, unfinished_items
+from assets.importing import UNFINISHED, import_outs, unfinished_items
 from assets.partitions import WORKSPACE
 from assets.stages import STAGES
 from mlembed_core.artifacts import Workspace
+from workflows.jobs import JOBS
 from workflows.pipeline import PIPELINE
 
 INTERVAL_S = 30
@@ -24,15 +25,23 @@ INTERVAL_S = 30
 )
 def dvc_state(context: SensorEvaluationContext) -> SkipReason:
     """One pass: nothing where no file has changed since the last one, else one `dvc status` and the news."""
+    if running := unfinished_jobs(context.instance):
+        return SkipReason(f"the job {', '.join(running)} is running and reports what it does itself")
     busy = unfinished_items(context.instance)
     fingerprint = fingerprint_of(watched_files(WORKSPACE), busy)
     cursor = json.loads(context.cursor) if context.cursor else {}
     if cursor.get("fingerprint") == fingerprint:
         return SkipReason("no file of the workspace has changed since the last look")
     status = graph.status(WORKSPACE)
-    done = import_outs(context.instance, PIPELINE, status=status, busy=busy)
+    done = import_outs(context.instance, PIPELINE, status=status, busy=busy, ask_checks=True)
     context.update_cursor(json.dumps({"fingerprint": fingerprint}))
     return SkipReason(f"told Dagster {done}; DVC calls {len(status)} items changed")
+
+
+def unfinished_jobs(instance: DagsterInstance) -> list[str]:
+    """Names of our jobs that have not ended."""
+    names = {job.name for job in JOBS}
+    return sorted({run.job_name for run in instance.get_runs(RunsFilter(statuses=UNFINISHED)) if run.job_name in names})
 
 
 def watched_files(workspace: Workspace) -> Iterator[Path]:
@@ -41,9 +50,8 @@ def watched_files(workspace: Workspace) -> Iterator[Path]:
     yield from sorted(
         {workspace.root / str(dep) for stage in STAGES.values() for dep in stage["deps"] if str(dep).endswith((".py", ".txt"))}
     )
-    for locked in graph.read_lock(workspace).values():
-        out = workspace.root / locked.out
-        yield from sorted(out.rglob("*")) if out.is_dir() else [out]
+    for folder in (workspace.root / "data", workspace.models, workspace.scores, workspace.reports):
+        yield from sorted(folder.rglob("*"))
     yield from sorted(workspace.registration("any").parent.glob("*.json"))
 
 

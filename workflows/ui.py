@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import signal
 import socket
 import subprocess
@@ -15,10 +16,13 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
+
+from dagster import DagsterInstance, DagsterRunStatus, RunsFilter
+from dagster._core.storage.tags import GRPC_INFO_TAG
 
 from assets.facts import MLFLOW_UI
 from assets.graph import dvc_environment
@@ -30,6 +34,8 @@ from workflows.home import prepare_home
 HOST = "127.0.0.1"
 READY_TIMEOUT_S = 120.0
 LOOK_EVERY_S = 0.5
+RUNNING = [DagsterRunStatus.STARTING, DagsterRunStatus.STARTED, DagsterRunStatus.CANCELING]
+STEADY_S = 60.0  # a program that ran so long had started well
 STARTS_AT_MOST = 5  # of one program; one that dies this often has a reason, and it stands in its log
 
 
@@ -42,7 +48,8 @@ class Program:
     log: Path
     environment: Mapping[str, str]
     process: subprocess.Popen[str] | None = None
-    starts: int = field(default=0)
+    starts: int = 0
+    started: float = 0.0
 
     def ensure_running(self, root: Path) -> None:
         """Start it, or start it again.
@@ -52,11 +59,14 @@ class Program:
         """
         if self.process is not None and self.process.poll() is None:
             return
+        if time.monotonic() - self.started > STEADY_S:
+            self.starts = 0
         if self.starts == STARTS_AT_MOST:
             raise MachineError(f"{self.name} ended {self.starts} times; the reason stands at the end of {self.log}")
         if self.starts:
             print(f"{self.name} ended; starting it again", flush=True)
         self.starts += 1
+        self.started = time.monotonic()
         with self.log.open("a", encoding="utf-8") as log:
             self.process = start(
                 self.command, cwd=root, environment=self.environment, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT
@@ -80,9 +90,11 @@ def servers(workspace: Workspace, *, dagster_port: int = 3000, mlflow_port: int 
         MachineError: one did not come up; its log is named.
     """
     home = prepare_home(workspace)
-    dagster_port, code_port, mlflow_port = free_port(dagster_port), free_port(dagster_port + 1000), free_port(mlflow_port)
+    dagster_port = free_port(dagster_port)
+    code_port = free_port(dagster_port + 1, but=[mlflow_port])
+    mlflow_port = free_port(mlflow_port, but=[dagster_port, code_port])
     dagster_url, mlflow_url = f"http://{HOST}:{dagster_port}", f"http://{HOST}:{mlflow_port}"
-    layout = home / "workspace.yaml"
+    layout = home / "mlembed_workspace.yaml"
     layout.write_text(f"load_from:\n  - grpc_server: {{host: {HOST}, port: {code_port}, location_name: mlembed}}\n", encoding="utf-8")
     environment = {**dvc_environment(), MLFLOW_UI: mlflow_url}
     python = sys.executable
@@ -110,6 +122,7 @@ def servers(workspace: Workspace, *, dagster_port: int = 3000, mlflow_port: int 
     logs.mkdir(exist_ok=True)
     programs = [Program(name, command, logs / f"{name.replace(' ', '_')}.log", environment) for name, command in commands.items()]
     code_server, *others = programs
+    end_orphans()
     try:
         code_server.ensure_running(workspace.root)
         _wait_for(lambda: _listens(code_port), code_server)
@@ -123,6 +136,15 @@ def servers(workspace: Workspace, *, dagster_port: int = 3000, mlflow_port: int 
             list(pool.map(Program.stop, programs))
 
 
+def end_orphans() -> None:
+    """Fail the runs of a code server that is gone (a reboot, a kill): nobody else will, and they would hold their place for ever."""
+    with DagsterInstance.get() as instance:
+        for run in instance.get_runs(RunsFilter(statuses=RUNNING)):
+            server = json.loads(run.tags.get(GRPC_INFO_TAG, "{}"))
+            if server.get("port") and not _listens(int(server["port"])):
+                instance.report_run_failed(run, "The code server that ran it is gone.")
+
+
 def keep_running(workspace: Workspace, programs: list[Program]) -> None:
     """Look after the programs for ever."""
     while True:
@@ -131,9 +153,9 @@ def keep_running(workspace: Workspace, programs: list[Program]) -> None:
         time.sleep(LOOK_EVERY_S)
 
 
-def free_port(wanted: int) -> int:
-    """``wanted``, or the next port that nobody listens on."""
-    while _listens(wanted):
+def free_port(wanted: int, *, but: Sequence[int] = ()) -> int:
+    """``wanted``, or the next port that nobody listens on and that is none of ``but``."""
+    while wanted in but or _listens(wanted):
         wanted += 1
     return wanted
 

@@ -21,8 +21,10 @@ from statistics import fmean
 from typing import Any
 
 from mlembed_core.artifacts import (
+    MANIFEST,
     Workspace,
     canonical_json,
+    hash_of,
     manifest_hash,
     read_json,
     read_manifest,
@@ -84,6 +86,7 @@ class Registration:
         num_metrics: scores written, new or changed.
         num_pictures: files of the report written.
         dvc_md5: as in ``dvc.lock``, if that describes these very bytes.
+        scores_hash: of the average scores that the version shows; ``report_hash`` of the report's manifest, None without a report.
     """
 
     name: str
@@ -99,6 +102,8 @@ class Registration:
     num_metrics: int
     num_pictures: int
     dvc_md5: str | None
+    scores_hash: str
+    report_hash: str | None
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -106,7 +111,7 @@ class Registration:
     def lasting(self) -> dict[str, Any]:
         """What is true of the version however often it is registered again: no word of what this call added."""
         names = ("name", "version", "alias", "setting", "run_id", "experiment_id", "weights_hash", "dvc_md5")
-        return {name: getattr(self, name) for name in names}
+        return {name: getattr(self, name) for name in (*names, "scores_hash", "report_hash")}
 
     @property
     def summary(self) -> str:
@@ -176,6 +181,8 @@ def _register_one(registry: Registry, workspace: Workspace, name: str, model: Tr
         num_metrics=num_metrics,
         num_pictures=num_pictures,
         dvc_md5=model.dvc_md5,
+        scores_hash=hash_of(average_scores(scores)),
+        report_hash=manifest_hash(workspace.reports) if (workspace.reports / MANIFEST).is_file() else None,
     )
 
 

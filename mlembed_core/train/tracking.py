@@ -23,7 +23,7 @@ from types import TracebackType
 from typing import Any, Literal
 
 from mlembed_core.artifacts import MANIFEST, Workspace, canonical_json, manifest_hash, write_json, writing
-from mlembed_core.errors import TrainingInterruptedError
+from mlembed_core.errors import MlembedError, TrainingInterruptedError
 
 SETTING_TAG = "mlembed.setting"
 FINGERPRINT_TAG = "mlembed.fingerprint"
@@ -238,9 +238,13 @@ class Tracker:
             "tokens_per_second": round(self._last.get("tokens_per_second", 0.0), 1),
             "experiment_id": run.experiment_id if run else None,
             "run_id": run.run_id if run else None,
+            "output_hash": self._output_hash,
         }
-        with writing(self._facts.workspace, target) as draft:
-            write_json(draft, facts)
+        try:
+            with writing(self._facts.workspace, target) as draft:
+                write_json(draft, facts)
+        except (OSError, MlembedError) as error:  # the model is in place: that nobody sees how long it took is no reason to fail
+            print(f"mlembed: warning: {target} was not written: {error}", file=sys.stderr, flush=True)
 
     def __enter__(self) -> Tracker:
         return self

@@ -19,7 +19,8 @@ LAUNCH = """mutation($p: ExecutionParams!) { launchPipelineExecution(executionPa
   __typename ... on LaunchRunSuccess { run { runId } } ... on PythonError { message } } }"""
 TERMINATE = """mutation($r: String!) { terminateRun(runId: $r) { __typename } }"""
 STATUS = """query($r: ID!) { runOrError(runId: $r) { ... on Run { status } } }"""
-ASSETS = """{ assetNodes { assetKey { path } staleStatus assetMaterializations { partition tags { key value } } } }"""
+ASSETS = """{ assetNodes { assetKey { path } staleStatus partitionKeys staleStatusByPartition
+  assetMaterializations { partition tags { key value } } } }"""
 LOGS = """query($r: ID!) { logsForRun(runId: $r) { ... on EventConnection { events {
   ... on MessageEvent { message } ... on ExecutionStepFailureEvent { error { message } } } } } }"""
 ENDED = {"SUCCESS", "FAILURE", "CANCELED"}
@@ -80,7 +81,14 @@ class Servers:
         return self.status(run_id)
 
     def stale(self):
-        return {node["assetKey"]["path"][0]: node["staleStatus"] for node in self.ask(ASSETS)["assetNodes"]}
+        """(asset, partition) → Dagster's own word."""
+        found = {}
+        for node in self.ask(ASSETS)["assetNodes"]:
+            # Of a partitioned asset as a whole Dagster says FRESH whatever its partitions are.
+            keys = node["partitionKeys"] or [None]
+            words = node["staleStatusByPartition"] if node["partitionKeys"] else [node["staleStatus"]]
+            found |= {(node["assetKey"]["path"][0], key): word for key, word in zip(keys, words, strict=True)}
+        return found
 
     def versions(self):
         """(asset, partition) → data versions, the newest first."""

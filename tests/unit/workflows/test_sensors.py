@@ -20,6 +20,7 @@ def workspace(tmp_path):
     (tmp_path / "dvc.lock").write_text(LOCK)
     (tmp_path / "data" / "cache" / "deep").mkdir(parents=True)
     (tmp_path / "data" / "cache" / "deep" / "file").write_text("1")
+    (tmp_path / "scores" / "3d").mkdir(parents=True)
     return Workspace(tmp_path)
 
 
@@ -38,7 +39,7 @@ def test_nothing_changed(workspace):
         lambda root: os.utime(root / "data" / "cache" / "deep" / "file", ns=(1, 1)),
         lambda root: (root / "data" / "cache" / "deep" / "file").unlink(),
         lambda root: (root / "data" / "cache" / "new").write_text("1"),
-        lambda root: (root / "r.json").write_text("{}"),
+        lambda root: (root / "scores" / "3d" / "eng.json").write_text("{}"),
         lambda root: (root / "dvc.lock").write_text(LOCK.replace("md5: b", "md5: c")),
         lambda root: (root / "dvc.yaml").write_text("stages: {}"),
     ],
