@@ -94,7 +94,7 @@ def servers(workspace: Workspace, *, dagster_port: int = 3000, mlflow_port: int 
     code_port = free_port(dagster_port + 1, but=[mlflow_port])
     mlflow_port = free_port(mlflow_port, but=[dagster_port, code_port])
     dagster_url, mlflow_url = f"http://{HOST}:{dagster_port}", f"http://{HOST}:{mlflow_port}"
-    layout = home / "mlembed_workspace.yaml"
+    layout = home / "servers.yaml"
     layout.write_text(f"load_from:\n  - grpc_server: {{host: {HOST}, port: {code_port}, location_name: mlembed}}\n", encoding="utf-8")
     environment = {**dvc_environment(), MLFLOW_UI: mlflow_url}
     python = sys.executable
