@@ -45,6 +45,7 @@ FLAGS = (
 )
 PATIENCE_S = 180.0  # on a machine with other things to do
 LOOK_EVERY_S = 0.25
+STATES_S = 10.0  # until the states of all assets have been asked for
 SETTLED_S = 3.0  # of the same picture: animations have ended and nothing is loading any more
 # The page that a person sees at first asks for an address for news; this is what it notes down once somebody has skipped it.
 SKIPPED = "localStorage.setItem('communityNux', '\"1\"')"
@@ -58,12 +59,8 @@ BOX = """(() => {
   const [x, y] = [Math.min(...boxes.map(box => box.left)), Math.min(...boxes.map(box => box.top))];
   return {x, y, width: Math.max(...boxes.map(box => box.right)) - x, height: Math.max(...boxes.map(box => box.bottom)) - y};
 })()"""
-# Whether every asset is drawn in the colour of a state: nothing else on the page has so colourful a border.
-COLOURED = """{names}.every(name => [...document.querySelectorAll('foreignObject')].some(box =>
-  box.innerText.includes(name) && [...box.querySelectorAll('*')].some(element => {{
-    const colour = getComputedStyle(element).borderTopColor.match(/[0-9]+/g).slice(0, 3).map(Number);
-    return Math.max(...colour) - Math.min(...colour) > 60;
-  }})))"""
+# Whether every asset is drawn. Its state comes a moment later; the picture is taken once it has stopped changing.
+DRAWN = "{names}.every(name => [...document.querySelectorAll('foreignObject')].some(box => box.innerText.includes(name)))"
 CLICK = "[...[...document.querySelectorAll('tr')].find(row => row.innerText.startsWith({row})).querySelectorAll('a')].pop().click()"
 
 
@@ -167,7 +164,8 @@ def graph(page: Page, dagster: str) -> Image.Image:
     groups = ",".join(sorted({f"global@global:{name}" for this in PIPELINE for name in this.definition.group_names_by_key.values()}))
     page.open(f"{dagster}/asset-groups?expanded={groups}", *GRAPH_SIZE)
     names = json.dumps([this.name for this in PIPELINE])
-    page.wait_until(COLOURED.format(names=names), "the state of every asset (did the pipeline run? `make demo`)")
+    page.wait_until(DRAWN.format(names=names), "every asset")
+    time.sleep(STATES_S)
     whole, box = page.picture(), page.ask(BOX)
     left, top = box["x"] - MARGIN, box["y"] - MARGIN
     return whole.crop((int(left), int(top), int(left + box["width"] + 2 * MARGIN), int(top + box["height"] + 2 * MARGIN)))

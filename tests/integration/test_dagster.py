@@ -234,6 +234,7 @@ def test_a_source_changed_by_hand_shows_on_exactly_what_was_made_from_it(done):
     assert failed_checks(done) == set()
 
 
+@pytest.mark.slow  # a training, an evaluation and two registrations
 def test_what_was_done_in_a_shell_appears_and_what_was_taken_back_too(done, servers, params):
     before = servers.versions()
     tracked = {path: path.read_text() for path in [done / "dvc.lock", *done.glob("scores/*/*.json")]}  # what git has
