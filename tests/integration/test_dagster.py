@@ -289,6 +289,7 @@ def start_a_long_training(servers, params):
     return run_id
 
 
+@pytest.mark.slow  # half a minute; what ends the tree is tested by itself in tests/unit/assets/test_processes.py
 def test_a_cancelled_training_leaves_nothing_and_can_be_done_again(done, servers, params):
     before = params.read_text()
     run_id = start_a_long_training(servers, params)
