@@ -45,7 +45,9 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     stores = ["--backend-store-uri", f"sqlite:///{tmp_path}/server.db", "--artifacts-destination", str(tmp_path / "artifacts")]
     with (tmp_path / "server.log").open("wb") as log:
-        process = subprocess.Popen([*command, *stores], stdout=log, stderr=log, start_new_session=True)
+        # Without its job processes, which would outlive the server that the test kills.
+        environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+        process = subprocess.Popen([*command, *stores], stdout=log, stderr=log, start_new_session=True, env=environment)
     server = Server(f"http://127.0.0.1:{port}", process)
     try:
         wait_until_healthy(server, tmp_path / "server.log")
