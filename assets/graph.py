@@ -6,13 +6,12 @@ and the files are read; nobody imports ``dvc``, which lives in an environment of
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -20,7 +19,7 @@ from typing import Any
 
 import yaml
 
-from mlembed_core.artifacts import Workspace, hash_of
+from mlembed_core.artifacts import Workspace, hash_of, sha256_file
 from mlembed_core.config.load import read_yaml
 from mlembed_core.errors import ArtifactError, MachineError
 
@@ -54,9 +53,12 @@ def stages(workspace: Workspace) -> dict[str, dict[str, Any]]:
 
 def code_version(workspace: Workspace, stage: Mapping[str, Any]) -> str:
     """A hash of the stage's command and of the bytes of its code, the files that DVC watches too."""
-    files = sorted(str(dep) for dep in stage["deps"] if str(dep).startswith(CODE))
-    digests = {name: hashlib.sha256((workspace.root / name).read_bytes()).hexdigest() for name in files}
-    return hash_of([stage["cmd"], digests])[:HASH_DIGITS]
+    return version_of(workspace, stage["cmd"], [str(dep) for dep in stage["deps"] if str(dep).startswith(CODE)])
+
+
+def version_of(workspace: Workspace, command: str, files: Iterable[str]) -> str:
+    """A hash of a command and of the bytes of files, by their paths from the root."""
+    return hash_of([command, {name: sha256_file(workspace.root / name) for name in files}])[:HASH_DIGITS]
 
 
 def read_lock(workspace: Workspace) -> dict[str, LockedItem]:

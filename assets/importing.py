@@ -23,7 +23,6 @@ from dagster import (
     AssetMaterialization,
     AssetRecordsFilter,
     DagsterInstance,
-    DagsterRun,
     DagsterRunStatus,
     RunsFilter,
 )
@@ -134,12 +133,8 @@ def unfinished_items(instance: DagsterInstance) -> set[tuple[str, str | None]]:
     return {
         (key.to_user_string(), run.tags.get("dagster/partition"))
         for run in instance.get_runs(RunsFilter(statuses=UNFINISHED))
-        for key in _selected(run)
+        for key in run.asset_selection or ()
     }
-
-
-def _selected(run: DagsterRun) -> Collection[AssetKey]:
-    return run.asset_selection or ()
 
 
 def _is_on_disk(locked: LockedItem, reasons: Sequence[str]) -> bool:

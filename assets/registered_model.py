@@ -1,8 +1,6 @@
 """Asset ``registered_model``: a version in MLflow's registry, a partition per setting. An act, not a stage (docs/decisions/0001)."""
 
-import hashlib
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 from dagster import AssetExecutionContext, MaterializeResult, MetadataValue, PipesSubprocessClient, asset
@@ -10,15 +8,16 @@ from dagster import AssetExecutionContext, MaterializeResult, MetadataValue, Pip
 from assets.checks import MATCHES_DVC
 from assets.facts import Facts, mlflow_run, mlflow_version
 from assets.frontier_report import frontier_report
-from assets.graph import HASH_DIGITS, LockedItem
+from assets.graph import HASH_DIGITS, LockedItem, version_of
 from assets.mteb_scores import mteb_scores
 from assets.partitions import SETTINGS, WORKSPACE
 from assets.stages import OWNER, RETRIES, StageAsset, check_spec, result_of, run_item
 from assets.trained_model import trained_model
-from mlembed_core.artifacts import MANIFEST, canonical_json, hash_of, manifest_hash, read_json
+from mlembed_core.artifacts import MANIFEST, hash_of, manifest_hash, read_json
 
 NAME = "registered_model"
 CODE_FOLDER = "mlembed_core/registry"
+COMMAND = "mlembed register"
 
 
 class RegisteredModel(StageAsset):
@@ -28,15 +27,17 @@ class RegisteredModel(StageAsset):
         return trained_model.items()
 
     def recorded(self) -> dict[str | None, LockedItem]:
+        trained = trained_model.recorded()
         found: dict[str | None, LockedItem] = {}
-        for key, item in self.items().items():
+        for key in self.items():
             path = WORKSPACE.registration(str(key))
             if path.is_file():
                 record = read_json(path)
-                locked = trained_model.recorded().get(key)
-                out = locked.out if locked else f"models/{item}"
                 found[key] = LockedItem(
-                    md5=record["dvc_md5"] or "unknown", size=locked.size if locked else 0, out=out, entry=hash_of(record)[:HASH_DIGITS]
+                    md5=record["dvc_md5"] or "unknown",
+                    size=trained[key].size if key in trained else 0,
+                    out=f"models/{key}",
+                    entry=hash_of(record)[:HASH_DIGITS],
                 )
         return found
 
@@ -52,7 +53,7 @@ class RegisteredModel(StageAsset):
         return reasons
 
     def code_version(self) -> str:
-        return code_version(WORKSPACE.root)
+        return code_version()
 
     def facts(self, key: str | None, locked: LockedItem) -> Facts:
         record: dict[str, Any] = read_json(WORKSPACE.registration(str(key)))
@@ -72,12 +73,10 @@ def _report_hash() -> str | None:
     return manifest_hash(WORKSPACE.reports) if (WORKSPACE.reports / MANIFEST).is_file() else None
 
 
-def code_version(root: Path) -> str:
-    """A hash of the registry's code: there is no stage in dvc.yaml that lists it."""
-    files = sorted((root / CODE_FOLDER).rglob("*.py"))
-    return hashlib.sha256(canonical_json([hashlib.sha256(path.read_bytes()).hexdigest() for path in files]).encode()).hexdigest()[
-        :HASH_DIGITS
-    ]
+def code_version() -> str:
+    """Of the registry's code: there is no stage in dvc.yaml that lists it."""
+    files = (WORKSPACE.root / CODE_FOLDER).rglob("*.py")
+    return version_of(WORKSPACE, COMMAND, [path.relative_to(WORKSPACE.root).as_posix() for path in files])
 
 
 @asset(
@@ -87,13 +86,13 @@ def code_version(root: Path) -> str:
     description="A version of the model in MLflow's registry, alias candidate-SETTING, with its scores and the report's pictures.",
     kinds={"mlflow"},
     owners=[OWNER],
-    code_version=code_version(WORKSPACE.root),
+    code_version=code_version(),
     partitions_def=SETTINGS,
     check_specs=[check_spec(NAME, MATCHES_DVC, "The version's bytes are those that DVC has, and up to date.", partitions=SETTINGS)],
     retry_policy=RETRIES,
 )
 def _register(context: AssetExecutionContext, pipes: PipesSubprocessClient) -> Iterator[MaterializeResult[Any]]:
-    run_item(context, pipes, ["--", "mlembed", "register", context.partition_key])
+    run_item(context, pipes, ["--", *COMMAND.split(), context.partition_key])
     yield result_of(registered_model, context.partition_key)
 
 

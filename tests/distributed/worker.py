@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from safetensors.torch import save_file
-from transformers import Qwen3Config, Qwen3Model
+from transformers import Qwen3Model
 
 from mlembed_core import lifeline
 from mlembed_core.config.axes import Axes
@@ -26,6 +26,7 @@ from mlembed_core.model.network import Network
 from mlembed_core.stages.train import check_world_size
 from mlembed_core.train.grad_cache import grad_cache_step
 from mlembed_core.train.step import step_loss
+from tests.tiny import tiny_qwen3
 
 VOCAB, NUM_ROWS, NUM_NEGATIVES = 50, 40, 3
 STEPS = (0, 1, 2)
@@ -69,20 +70,7 @@ def write_cache(folder: Path) -> None:
 
 
 def stock(*, hidden: int, seed: int) -> Qwen3Model:
-    torch.manual_seed(seed)
-    config = Qwen3Config(
-        vocab_size=VOCAB,
-        hidden_size=hidden,
-        intermediate_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        head_dim=8,
-        max_position_embeddings=32,
-        pad_token_id=None,
-        initializer_range=0.3,
-    )
-    return Qwen3Model(config)
+    return tiny_qwen3(seed=seed, vocab_size=VOCAB, hidden_size=hidden)
 
 
 def teacher() -> Network:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from tokenizers.processors import TemplateProcessing
-from transformers import AutoModel, AutoTokenizer, Qwen3Config, Qwen3Model
+from transformers import AutoModel, AutoTokenizer
 
 from mlembed_core.artifacts import write_manifest
 from mlembed_core.config.model import Pooling
@@ -15,6 +15,7 @@ from mlembed_core.errors import ArtifactError, SubmodelError
 from mlembed_core.model.checkpoint import write_checkpoint
 from mlembed_core.model.encoder import Encoder, weights_hash
 from mlembed_core.model.network import Network
+from tests.tiny import tiny_qwen3
 
 from .architectures import one_by_one, stock
 
@@ -40,25 +41,13 @@ def tokenizer_folder(path, max_length=20):
 @pytest.fixture(scope="module", params=[None, 8], ids=["dense", "mel"])
 def folder(request, tmp_path_factory):
     base = tmp_path_factory.mktemp("model")
-    torch.manual_seed(0)
-    config = Qwen3Config(
-        vocab_size=258,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=8,
-        max_position_embeddings=64,
-        pad_token_id=None,
-        initializer_range=0.3,
-        rope_parameters={"rope_type": "default", "rope_theta": 777.0},
-    )
+    shape = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4, "max_position_embeddings": 64}
+    model = tiny_qwen3(seed=0, vocab_size=258, **shape, rope_parameters={"rope_type": "default", "rope_theta": 777.0})
     out = base / "checkpoint"
     out.mkdir()
     write_checkpoint(
         out,
-        Network(Qwen3Model(config), rank=request.param),
+        Network(model, rank=request.param),
         tokenizer_folder=tokenizer_folder(base / "tokenizer"),
         details={"mrl_dims": [8, 32]},
     )

@@ -10,7 +10,6 @@ import math
 import numpy as np
 import pytest
 import torch
-from transformers import Qwen3Config, Qwen3Model
 from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
 
 from mlembed_core.config.axes import resolve_axes
@@ -24,6 +23,7 @@ from mlembed_core.train.grad_cache import grad_cache_step
 from mlembed_core.train.step import draw_rank, step_loss
 from tests.parity.test_distillation import naive_mse
 from tests.parity.test_losses import naive_loss
+from tests.tiny import tiny_qwen3
 
 TOLERANCE = 1e-9  # float64 rounding over some thousand terms is about 1e-13; the bound
 VOCAB, HIDDEN, LAYERS, RANK = 40, 16, 2, 8
@@ -80,20 +80,8 @@ def cache(tmp_path_factory):
 
 
 def stock(*, hidden, layers, seed):
-    torch.manual_seed(seed)
-    config = Qwen3Config(
-        vocab_size=VOCAB,
-        hidden_size=hidden,
-        intermediate_size=hidden,
-        num_hidden_layers=layers,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=8,
-        max_position_embeddings=32,
-        pad_token_id=None,
-        initializer_range=0.3,
-    )
-    return Qwen3Model(config).double()
+    shape = {"hidden_size": hidden, "intermediate_size": hidden, "num_hidden_layers": layers, "num_key_value_heads": 1}
+    return tiny_qwen3(seed=seed, vocab_size=VOCAB, **shape).double()
 
 
 def make_params(kind, in_batch, hard, **options):

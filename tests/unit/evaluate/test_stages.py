@@ -6,8 +6,6 @@ import os
 import numpy as np
 import pandas as pd
 import pytest
-import torch
-from transformers import Qwen3Config, Qwen3Model
 
 from mlembed_core.artifacts import Workspace, write_manifest
 from mlembed_core.config.grid import Submodel
@@ -17,6 +15,7 @@ from mlembed_core.model.checkpoint import write_checkpoint
 from mlembed_core.model.encoder import Encoder
 from mlembed_core.model.network import Network
 from mlembed_core.stages import control, evaluate
+from tests.tiny import tiny_qwen3
 
 PARAMS = """
 evaluation:
@@ -51,22 +50,10 @@ def workspace(tmp_path, sources):
     tokenizer = train_tokenizer([[f"what is {n}? {n} is this thing" for n in range(200)]], vocab_size=300)
     save_tokenizer(tokenizer, workspace.tokenizer, special_tokens={"eos_token": EOS, "pad_token": PAD}, max_length=16)
     write_manifest(workspace.tokenizer, stage="tokenizer", params={})
-    config = Qwen3Config(
-        vocab_size=tokenizer.get_vocab_size(),
-        hidden_size=16,
-        intermediate_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        head_dim=8,
-        max_position_embeddings=32,
-        pad_token_id=None,
-        initializer_range=0.3,
-    )
     for seed, (out, rank) in enumerate(((workspace.backbone, None), (workspace.models / "mine", 12))):
-        torch.manual_seed(seed)
         out.mkdir(parents=True)
-        write_checkpoint(out, Network(Qwen3Model(config), rank=rank), tokenizer_folder=workspace.tokenizer, details={})
+        model = tiny_qwen3(seed=seed, vocab_size=tokenizer.get_vocab_size())
+        write_checkpoint(out, Network(model, rank=rank), tokenizer_folder=workspace.tokenizer, details={})
         write_manifest(out, stage="test", params={})
     return workspace
 
