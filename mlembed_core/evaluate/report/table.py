@@ -52,7 +52,7 @@ def next_steps(report: Report) -> list[tuple[str, str]]:
     steps = [
         ("look at everything in a browser", "reports/index.html"),
         (f"search with {small.setting}, {wording.cut(small, shape)}", wording.search_command(small, shape)),
-        ("see the runs, their curves and the registered models", "mlflow ui"),
+        ("see the graph, the runs, their curves and the registered models (Dagster and MLflow)", "make ui"),
         ("change a parameter and run what depends on it", "edit configs/params.yaml, then: dvc repro"),
     ]
     if "VIRTUAL_ENV" not in os.environ:
