@@ -60,7 +60,7 @@ BOX = """(() => {
   return {x, y, width: Math.max(...boxes.map(box => box.right)) - x, height: Math.max(...boxes.map(box => box.bottom)) - y};
 })()"""
 # Whether every asset is drawn. Its state comes a moment later; the picture is taken once it has stopped changing.
-DRAWN = "{names}.every(name => [...document.querySelectorAll('foreignObject')].some(box => box.innerText.includes(name)))"
+DRAWN = "{names}.every(name => [...document.querySelectorAll('foreignObject')].some(box => box.textContent.includes(name)))"
 CLICK = "[...[...document.querySelectorAll('tr')].find(row => row.innerText.startsWith({row})).querySelectorAll('a')].pop().click()"
 
 
