@@ -14,6 +14,7 @@ import io
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -196,6 +197,7 @@ def main() -> None:
     parser.add_argument("--mlflow-port", type=int, default=5200, help="MLflow's (likewise)")
     parser.add_argument("--folder", type=Path, help="where the pictures go (default: docs/images)")
     arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the servers and the browser are stopped then, too
     workspace = Workspace.find()
     folder = arguments.folder or workspace.root / "docs" / "images"
     try:
