@@ -74,7 +74,7 @@ def measure(root: Path, rounds: int) -> list[Measured]:
         timed("code location, in a fresh process", sys.executable, "-c", LOCATION, at_most=3),
     ]
     print("timing: the importer and the sensor", file=sys.stderr)
-    probed = json.loads(run(root, sys.executable, "-m", "benchmarks.dagster_scale", "--probe", str(rounds)).splitlines()[-1])
+    probed = json.loads(run(root, sys.executable, "-m", "benchmarks.dagster_scale", "--probe", "--rounds", str(rounds)).splitlines()[-1])
     return lines + [Measured(**line) for line in probed]
 
 
