@@ -16,6 +16,7 @@ import typer
 from mlembed_core import lifeline
 from mlembed_core.artifacts import Workspace
 from mlembed_core.errors import MachineError, MlembedError
+from mlembed_core.export.kinds import Format, StoredType
 
 app = typer.Typer(
     name="mlembed",
@@ -207,6 +208,45 @@ def encode(
         typer.echo(
             f"{done.file}: shape ({done.texts:,}, {done.dim}), {done.submodel}, {done.seconds:.1f} s, {done.texts_per_second:,.0f} texts/s"
         )
+
+
+@app.command(rich_help_panel=PEOPLE)
+def export(
+    model: Annotated[str, typer.Argument(help="a folder (models/3d), models:/NAME@alias or models:/NAME/VERSION")],
+    out: Annotated[Path | None, typer.Option("--out", help="the new folder (default: exports/, named by what is in it)")] = None,
+    layers: LayersOption = None,
+    dim: DimOption = None,
+    rank: RankOption = None,
+    form: Annotated[Format, typer.Option("--format", help="compat: stock model; factorised: small table")] = Format.COMPAT,
+    dtype: Annotated[StoredType, typer.Option("--dtype", help="of the weights on disk")] = StoredType.FP32,
+    instruction: InstructionOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Take a submodel out as a small checkpoint of its own, and prove that it gives the same vectors."""
+    from mlembed_core.export.export import export as write
+    from mlembed_core.registry.resolve import resolve
+
+    done = write(resolve(model), out, layers=layers, dim=dim, rank=rank, form=form, dtype=dtype, instruction=instruction)
+    if as_json:
+        _print_json(done.as_dict())
+    else:
+        typer.echo(done.summary)
+
+
+@app.command(rich_help_panel=PEOPLE)
+def verify(
+    folder: Annotated[Path, typer.Argument(help="what `mlembed export` wrote")],
+    fingerprint: Annotated[str | None, typer.Option("--fingerprint", help="what the export printed, to know it from another")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Check an export: its files are as written, and this machine's stack computes its vectors."""
+    from mlembed_core.export.verify import verify as check
+
+    done = check(folder, fingerprint=fingerprint)
+    if as_json:
+        _print_json(done.as_dict())
+    else:
+        typer.echo(done.summary)
 
 
 @app.command(rich_help_panel=PEOPLE)

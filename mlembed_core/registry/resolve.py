@@ -28,7 +28,7 @@ def load(ref: str | Path, *, layers: int | None = None, dim: int | None = None, 
     """Open a model at a submodel.
 
     Args:
-        ref: a checkpoint folder (``models/3d``), ``models:/NAME@alias`` or ``models:/NAME/VERSION``.
+        ref: a checkpoint or export folder (``models/3d``), ``models:/NAME@alias`` or ``models:/NAME/VERSION``.
         layers, dim, rank: the submodel; None leaves that axis whole.
 
     Raises:
@@ -38,9 +38,9 @@ def load(ref: str | Path, *, layers: int | None = None, dim: int | None = None, 
     """
     folder = resolve(ref)
     # Torch is loaded only once it is clear that there is something to open.
-    from mlembed_core.model.encoder import Encoder
+    from mlembed_core.export.formats import open_encoder
 
-    return Encoder.from_folder(folder, layers=layers, dim=dim, rank=rank)
+    return open_encoder(folder, layers=layers, dim=dim, rank=rank)
 
 
 def resolve(ref: str | Path) -> Path:

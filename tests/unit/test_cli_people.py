@@ -14,8 +14,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from mlembed_core.artifacts import Workspace, write_json, write_manifest
+from mlembed_core.artifacts import Workspace, write_manifest
 from mlembed_core.cli import main
+from mlembed_core.export.verify import Reader
 
 REPOSITORY = Path(__file__).parents[2]
 TEXTS = ["a red house", "the blue sea", "la maison rouge", "das Haus am See"]
@@ -43,36 +44,17 @@ def mlembed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
 @pytest.fixture(scope="module")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint with random weights: 2 layers, dim 16, rank 8, tokens are bytes."""
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
-
-    from mlembed_core.config.model import RandomBackbone
     from mlembed_core.model.checkpoint import write_checkpoint
-    from mlembed_core.model.network import Network
-    from mlembed_core.model.resolve import random_backbone
+    from tests.tiny import tokenizer_folder
 
     root = tmp_path_factory.mktemp("tiny")
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE({token: index for index, token in enumerate([*alphabet, "<eos>"])}, []))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.post_processor = processors.TemplateProcessing(single="$A <eos>", special_tokens=[("<eos>", len(alphabet))])
-    (root / "tokenizer").mkdir()
-    tokenizer.save(str(root / "tokenizer" / "tokenizer.json"))
-    write_json(root / "tokenizer" / "tokenizer_config.json", {"model_max_length": 32})
-    write_manifest(root / "tokenizer", stage="tokenizer", params={})
-    shape = {
-        "hidden_size": 16,
-        "intermediate_size": 16,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 2,
-        "head_dim": 8,
-    }
-    backbone = random_backbone(RandomBackbone(type="random", config={"model_type": "qwen3", **shape}), vocab_size=len(alphabet) + 1, seed=1)
+    tokenizer = tokenizer_folder(root / "tokenizer", max_length=32)
     out = root / "3d"
     out.mkdir()
     axes = {"mrl_dims": [8, 16], "mll_layers": [1, 2], "mel_ranks": [4, 8]}
-    write_checkpoint(out, Network(backbone, rank=8), tokenizer_folder=root / "tokenizer", details={"setting": "3d", **axes})
-    write_manifest(out, stage="train@3d", params={"seed": 1}, inputs={"tokenizer": root / "tokenizer"})
+    network = Network(tiny_qwen3(seed=1, vocab_size=258), rank=8)
+    write_checkpoint(out, network, tokenizer_folder=tokenizer, details={"setting": "3d", **axes})
+    write_manifest(out, stage="train@3d", params={"seed": 1}, inputs={"tokenizer": tokenizer})
     return out
 
 
@@ -153,6 +135,28 @@ def test_register_then_search_by_alias(workspace: Workspace, mlembed: Callable[.
     assert len(result.out.splitlines()) == 4
 
 
+def test_export_and_verify_in_fresh_processes(
+    workspace: Workspace, mlembed: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Loading sentence-transformers takes seconds; that it reads exports is tested where it is loaded already.
+    monkeypatch.setattr(Reader, "installed", property(lambda reader: reader is Reader.MLEMBED))
+    exported = mlembed("export", "models/3d", "--layers", "1", "--dim", "8", "--rank", "4", "--json")
+    assert exported.code == 0, exported.err
+    done = json.loads(exported.out)
+    assert done["folder"] == "exports/3d-l1-d8-r4-compat-fp32"
+    fingerprint = done["verification"]["fingerprint"]
+    result = mlembed("verify", done["folder"], "--fingerprint", fingerprint)
+    assert result.code == 0
+    assert "mlembed within" in result.out
+    assert fingerprint in result.out
+    found = json.loads(mlembed("search", "sea", "--model", done["folder"], "--file", "texts.txt", "--json").out)
+    assert (found["submodel"], len(found["hits"])) == ("l1-d8-r16", 4)  # its table has been multiplied out
+    (workspace.root / done["folder"] / "config.json").write_text("{}")
+    refused = mlembed("verify", done["folder"])
+    assert refused.code == 5
+    assert "config.json has 2 bytes" in refused.err
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
@@ -168,6 +172,8 @@ def test_register_then_search_by_alias(workspace: Workspace, mlembed: Callable[.
         (["encode", "nothing.txt", "v.npy", "--model", "models/3d"], 4, "nothing.txt cannot be read"),
         (["encode", "texts.txt", "v.csv", "--model", "models/3d"], 4, "written as .npy or .parquet"),
         (["encode", "texts.txt", "v.npy", "--model", "models/3d", "--layers", "3"], 7, "layers=3 is out of range"),
+        (["export", "models/3d", "--rank", "9"], 7, "rank=9 is out of range: this model has rank 1 … 8"),
+        (["verify", "models/3d"], 5, "models/3d is no export (no export.json)"),
         (["register"], 2, "name one setting, or give --all"),
         (["register", "3d", "--all"], 2, "name one setting, or give --all"),
         (["register", "4d"], 3, "settings has no '4d' (there are: 3d, baseline)"),
