@@ -15,6 +15,7 @@ import typer
 
 from mlembed_core import lifeline
 from mlembed_core.artifacts import Workspace
+from mlembed_core.config.model import Pooling
 from mlembed_core.errors import MachineError, MlembedError
 from mlembed_core.export.kinds import Format, StoredType
 
@@ -227,6 +228,24 @@ def export(
     from mlembed_core.registry.resolve import resolve
 
     done = write(resolve(model), out, layers=layers, dim=dim, rank=rank, form=form, dtype=dtype, instruction=instruction)
+    if as_json:
+        _print_json(done.as_dict())
+    else:
+        typer.echo(done.summary)
+
+
+@app.command("import", rich_help_panel=PEOPLE)
+def import_(
+    folder: Annotated[Path, typer.Argument(help="a model in Hugging Face form, e.g. a released ML-Embed with U.pth and V.pth")],
+    out: Annotated[Path | None, typer.Option("--out", help="the new folder (default: imported/ and the folder's name)")] = None,
+    max_length: Annotated[int | None, typer.Option("--max-length", min=2, help="tokens of a text, EOS included")] = None,
+    pooling: Annotated[Pooling | None, typer.Option("--pooling", help="default: last of a causal model, else mean")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Take a checkpoint from elsewhere in, to be cut, scored, searched, exported or taught from like our own."""
+    from mlembed_core.importing import import_folder
+
+    done = import_folder(folder, out or Path("imported") / folder.resolve().name, max_length=max_length, pooling=pooling)
     if as_json:
         _print_json(done.as_dict())
     else:

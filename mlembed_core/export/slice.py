@@ -6,10 +6,6 @@ fresh process and compared, and only then moved into place.
 
 from __future__ import annotations
 
-import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +17,7 @@ from mlembed_core.export.export import Export
 from mlembed_core.export.formats import TORCH_TYPES, computed_bytes, open_encoder, write_folder
 from mlembed_core.export.golden import golden_texts, lowest_cosine, write_golden
 from mlembed_core.export.kinds import Format, StoredType
+from mlembed_core.export.new_folder import check_is_new, new_folder
 from mlembed_core.export.verify import Probe, Verification, verify
 from mlembed_core.model.checkpoint import read_facts
 from mlembed_core.model.encoder import Encoder, weights_hash
@@ -46,8 +43,7 @@ def take_out(
     """What :func:`mlembed_core.export.export.export` promises."""
     submodel = resolve_submodel(Shape(**read_facts(source)["shape"]), layers=layers, dim=dim, rank=rank)
     target = target or default_target(source, submodel, form, dtype)
-    if target.exists():
-        raise ArtifactError(f"{target} exists already; name another folder with --out, or remove it first")
+    check_is_new(target)
     origin = source_facts(source)
     encoder = open_encoder(source, layers=layers, dim=dim, rank=rank)
     texts = golden_texts(instruction)
@@ -64,7 +60,7 @@ def take_out(
             "Export it with --dtype fp32 or bf16."
         )
     facts = {"format": form.value, "dtype": dtype.value, "submodel": asdict(submodel), "instruction": instruction}
-    with _new_folder(target) as draft:
+    with new_folder(target) as draft:
         details = {"export": facts}
         write_folder(draft, encoder.network, dim=submodel.dim, dtype=dtype, source=source, instruction=instruction, details=details)
         expected = computed_bytes(encoder.network, dtype)
@@ -112,17 +108,3 @@ def _round(encoder: Encoder, dtype: StoredType) -> None:
     """Give the weights the values that they will have on disk. Buffers that are computed (rotary frequencies) are not stored."""
     for parameter in encoder.network.parameters():
         parameter.data = parameter.data.to(TORCH_TYPES[dtype]).float()
-
-
-@contextmanager
-def _new_folder(target: Path) -> Iterator[Path]:
-    """A folder to write beside ``target``, which takes its place when the body succeeds; nothing is left otherwise."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    draft = scratch / target.name
-    draft.mkdir()
-    try:
-        yield draft
-        draft.rename(target)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)

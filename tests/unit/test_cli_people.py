@@ -45,7 +45,8 @@ def mlembed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint with random weights: 2 layers, dim 16, rank 8, tokens are bytes."""
     from mlembed_core.model.checkpoint import write_checkpoint
-    from tests.tiny import tokenizer_folder
+    from mlembed_core.model.network import Network
+    from tests.tiny import tiny_qwen3, tokenizer_folder
 
     root = tmp_path_factory.mktemp("tiny")
     tokenizer = tokenizer_folder(root / "tokenizer", max_length=32)

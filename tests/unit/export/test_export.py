@@ -192,6 +192,7 @@ def test_what_is_no_export_is_refused(mel_model, copy):
         verify(copy)
 
 
+@pytest.mark.slow
 def test_a_fresh_process_says_why_it_cannot_read_a_folder(copy):
     (copy / "model.safetensors").write_bytes(b"no weights")
     with (
