@@ -234,6 +234,23 @@ def export(
         typer.echo(done.summary)
 
 
+@app.command(rich_help_panel=PEOPLE)
+def serve(
+    model: ModelOption,
+    layers: LayersOption = None,
+    dim: DimOption = None,
+    rank: RankOption = None,
+    host: Annotated[str, typer.Option("--host", help="address to listen on; another than loopback needs MLEMBED_API_KEY")] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0: any free one")] = 8080,
+    name: Annotated[str | None, typer.Option("--name", help="what clients call the model (default: as in --model)")] = None,
+    threads: Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads that compute (default: torch's own)")] = None,
+) -> None:
+    """Serve a model with all its submodels over HTTP, as OpenAI's /v1/embeddings does; layers, dim and rank are upper limits."""
+    from mlembed_core.serving.run import serve as run
+
+    run(model, layers=layers, dim=dim, rank=rank, host=host, port=port, name=name, threads=threads)
+
+
 @app.command("import", rich_help_panel=PEOPLE)
 def import_(
     folder: Annotated[Path, typer.Argument(help="a model in Hugging Face form, e.g. a released ML-Embed with U.pth and V.pth")],

@@ -13,7 +13,7 @@ import pickle
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -86,7 +86,7 @@ def import_folder(source: Path, target: Path, *, max_length: int | None = None, 
         raise ArtifactError(
             f"{source}: its token table has {network.shape.vocab} rows, its tokenizer {vocabulary} tokens: not of one model"
         )
-    factors = read_factors(source, cast("Tensor", network.embedding.product()))
+    factors = read_factors(source, network.stock_state_dict()[network.table_name])
     if factors is not None:
         network.embedding = LowRankEmbedding(*factors)
     axes = _axes(network, factorised=factors is not None)
