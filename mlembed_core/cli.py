@@ -246,7 +246,7 @@ def serve(
     threads: Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads that compute (default: torch's own)")] = None,
 ) -> None:
     """Serve a model with all its submodels over HTTP, as OpenAI's /v1/embeddings does; layers, dim and rank are upper limits."""
-    from mlembed_core.serving.run import serve as run
+    from mlembed_core.registry.serving.run import serve as run
 
     run(model, layers=layers, dim=dim, rank=rank, host=host, port=port, name=name, threads=threads)
 

@@ -16,6 +16,7 @@ import pytest
 
 from mlembed_core.artifacts import Workspace, write_manifest
 from mlembed_core.cli import main
+from mlembed_core.errors import SubmodelError
 from mlembed_core.export.verify import Reader
 
 REPOSITORY = Path(__file__).parents[2]
@@ -134,6 +135,25 @@ def test_register_then_search_by_alias(workspace: Workspace, mlembed: Callable[.
     result = mlembed("search", "sea", "--model", "models:/mlembed_embedded@candidate-3d", "--file", "texts.txt")
     assert result.code == 0
     assert len(result.out.splitlines()) == 4
+
+
+@pytest.mark.filterwarnings("ignore:.*Any type hint")  # MLflow's own, of its own code
+def test_a_version_is_an_mlflow_model_with_the_cuts_as_parameters(workspace: Workspace, mlembed: Callable[..., Result]) -> None:
+    import mlflow
+    import pandas as pd
+
+    import mlembed_core
+
+    assert mlembed("register", "3d").code == 0
+    mlflow.set_tracking_uri(f"sqlite:///{workspace.root}/mlflow.db")
+    model = mlflow.pyfunc.load_model("models:/mlembed_embedded@candidate-3d")
+    table = pd.DataFrame({"text": TEXTS})
+    np.testing.assert_allclose(model.predict(table), mlembed_core.load("models/3d").encode_documents(TEXTS), atol=1e-6)
+    cut = model.predict(table, params={"layers": 1, "dim": 8, "rank": 4, "instruction": "Find it."})
+    expected = mlembed_core.load("models/3d", layers=1, dim=8, rank=4).encode_queries(TEXTS, instruction="Find it.")
+    np.testing.assert_allclose(cut, expected, atol=1e-6)
+    with pytest.raises(SubmodelError, match="dim=17 is out of range"):
+        model.predict(table, params={"dim": 17})
 
 
 def test_export_and_verify_in_fresh_processes(

@@ -38,8 +38,8 @@ def serve(
         import uvicorn
 
         from mlembed_core.registry.resolve import load
-        from mlembed_core.serving.app import Options, make_app
-        from mlembed_core.serving.submodels import Submodels
+        from mlembed_core.registry.serving.app import Options, make_app
+        from mlembed_core.registry.serving.submodels import Submodels
 
         if threads is not None:
             torch.set_num_threads(threads)

@@ -16,10 +16,10 @@ import uvicorn
 
 from mlembed_core.errors import ConfigError, MachineError
 from mlembed_core.model.encoder import Encoder
-from mlembed_core.serving import run
-from mlembed_core.serving.app import Options, make_app
-from mlembed_core.serving.requests import Limits
-from mlembed_core.serving.submodels import Submodels
+from mlembed_core.registry.serving import run
+from mlembed_core.registry.serving.app import Options, make_app
+from mlembed_core.registry.serving.requests import Limits
+from mlembed_core.registry.serving.submodels import Submodels
 from tests.unit.export.conftest import mel_model  # noqa: F401  # a fixture
 
 KEY = "a key of more than sixteen characters"

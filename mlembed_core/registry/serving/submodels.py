@@ -47,7 +47,8 @@ class Submodels:
 
     def states(self, ids: Sequence[Sequence[int]], *, layers: int, rank: int) -> Float32[NDArray[Any], "text hidden"]:
         """Pooled states of texts at one depth and rank; :func:`unit_vectors` makes vectors of any dim of them."""
-        return self._view(layers).exit_states_of_ids(ids, rank=rank, layers=[layers])[0]
+        states: NDArray[Any] = self._view(layers).exit_states_of_ids(ids, rank=rank, layers=[layers])[0]
+        return states
 
     def encode(self, texts: Sequence[str], submodel: Submodel) -> Float32[NDArray[Any], "text dim"]:
         """Unit vectors of texts that stand behind their prompts already."""

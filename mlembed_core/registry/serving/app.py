@@ -22,9 +22,9 @@ from mlembed_core.config.grid import Submodel
 from mlembed_core.errors import SubmodelError
 from mlembed_core.model.encoder import unit_vectors
 from mlembed_core.prompts import format_query
-from mlembed_core.serving.batcher import Batcher, OverloadedError
-from mlembed_core.serving.requests import EmbeddingRequest, Limits, RefusedError, read_request
-from mlembed_core.serving.submodels import Submodels
+from mlembed_core.registry.serving.batcher import Batcher, OverloadedError
+from mlembed_core.registry.serving.requests import EmbeddingRequest, Limits, RefusedError, read_request
+from mlembed_core.registry.serving.submodels import Submodels
 
 log = logging.getLogger("mlembed.serving")
 LATENCY_BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)

@@ -8,7 +8,7 @@ import threading
 import numpy as np
 import pytest
 
-from mlembed_core.serving.batcher import SHARE_TOKENS, Batcher, OverloadedError
+from mlembed_core.registry.serving.batcher import SHARE_TOKENS, Batcher, OverloadedError
 
 KEY, OTHER = (2, 8), (1, 4)
 
