@@ -78,7 +78,7 @@ def _show(options: Any, server: list[float], offline: list[float], latencies: li
 def _offline_encoder(options: Any) -> Any:
     import torch
 
-    from mlembed_core.registry.resolve import load
+    from mlembed_core.registry.load import load
 
     torch.set_num_threads(options.threads)
     return load(options.model)

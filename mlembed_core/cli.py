@@ -286,8 +286,15 @@ def verify(
 
 
 @app.command(rich_help_panel=PEOPLE)
-def doctor(as_json: JsonOption = False) -> None:
+def doctor(
+    preset: Annotated[str | None, typer.Option("--preset", help="instead: what this preset takes in memory and disk")] = None,
+    rows: Annotated[int | None, typer.Option("--rows", min=1, help="with --preset: rows over all sources (default: 18 million)")] = None,
+    as_json: JsonOption = False,
+) -> None:
     """Check this machine and this clone for whatever would stop the pipeline."""
+    if preset is not None:
+        _show_budget(preset, rows, as_json=as_json)
+        return
     from mlembed_core.doctor import Status, diagnose
 
     colours = {Status.OK: typer.colors.GREEN, Status.WARN: typer.colors.YELLOW, Status.FAIL: typer.colors.RED}
@@ -315,6 +322,26 @@ def summary(as_json: JsonOption = False) -> None:
         _print_json(found.to_json())
     else:
         table.show(found)
+
+
+def _show_budget(preset: str, rows: int | None, *, as_json: bool) -> None:
+    from mlembed_core.budget import estimate
+    from mlembed_core.config.presets import read
+
+    workspace = Workspace.find()
+    budget = estimate(read(workspace.root / "configs" / "presets", preset), root=workspace.root, rows=rows)
+    if as_json:
+        _print_json(budget.as_dict())
+        return
+    count = budget.parameters
+    typer.echo(f"{preset}: {count.total / 1e6:,.1f} M parameters (table {count.table / 1e6:,.1f}, layers {count.layers / 1e6:,.1f})")
+    for setting, parts in budget.gpu.items():
+        typer.echo(f"memory per GPU, setting {setting}: {sum(parts.values()) / 2**30:.1f} GiB")
+        for part, size in parts.items():
+            typer.echo(f"  {size / 2**30:9.2f} GiB  {part}")
+    typer.echo(f"disk, for {budget.rows:,} rows (DVC's cache holds a second copy unless the file system shares it)")
+    for stage, size in budget.disk.items():
+        typer.echo(f"  {size / 2**30:9.2f} GiB  {stage}" + ("  (its files are not there yet)" if not size else ""))
 
 
 def _print_json(value: object) -> None:

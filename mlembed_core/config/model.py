@@ -5,9 +5,9 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, PositiveInt, field_validator
 
-from mlembed_core.config.base import Section
+from mlembed_core.config.base import Name, Section
 
 
 class Initialisation(StrEnum):
@@ -62,4 +62,12 @@ class HubBackbone(Backbone):
     revision: Annotated[str, Field(pattern=r"^[0-9a-f]{40}$", description="a full commit hash, never a branch")]
 
 
-BackboneParams = Annotated[RandomBackbone | LocalBackbone | HubBackbone, Field(discriminator="type")]
+class RegistryBackbone(Backbone):
+    """A registered version, by its number: an alias moves. What stage 1 of the recipe made, for stage 2."""
+
+    type: Literal["registry"]
+    name: Name
+    version: PositiveInt
+
+
+BackboneParams = Annotated[RandomBackbone | LocalBackbone | HubBackbone | RegistryBackbone, Field(discriminator="type")]

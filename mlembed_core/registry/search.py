@@ -22,7 +22,8 @@ from mlembed_core.artifacts import Workspace, hash_of
 from mlembed_core.config.grid import Submodel
 from mlembed_core.errors import ArtifactError, DataError
 from mlembed_core.progress import Reporter
-from mlembed_core.registry.resolve import cache_folder, load, resolve
+from mlembed_core.registry.load import load
+from mlembed_core.registry.resolve import cache_folder, resolve
 from mlembed_core.registry.texts import check_vector_file, read_texts, write_vectors
 
 BLOCK_TEXTS = 2048  # encoded at a time: enough to sort by length, little enough to show progress
@@ -114,7 +115,7 @@ def run(
     """Search ``corpus`` with the model ``ref`` at a submodel, keeping the corpus's vectors for the next question.
 
     Raises:
-        ArtifactError, RegistryError, SubmodelError: see :func:`mlembed_core.registry.resolve.load`.
+        ArtifactError, RegistryError, SubmodelError: see :func:`mlembed_core.registry.load.load`.
     """
     folder = resolve(ref)
     encoder = load(folder, layers=layers, dim=dim, rank=rank)
@@ -156,7 +157,7 @@ def encode_file(
 
     Raises:
         DataError: the texts cannot be read or the vectors not be written.
-        ArtifactError, RegistryError, SubmodelError: see :func:`mlembed_core.registry.resolve.load`.
+        ArtifactError, RegistryError, SubmodelError: see :func:`mlembed_core.registry.load.load`.
     """
     check_vector_file(target)
     texts = read_texts(source, column=column)

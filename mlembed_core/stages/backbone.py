@@ -11,12 +11,13 @@ from pydantic import NonNegativeInt
 from mlembed_core.artifacts import Workspace, write_manifest, writing
 from mlembed_core.config.base import Section
 from mlembed_core.config.load import load
-from mlembed_core.config.model import BackboneParams, Initialisation, RandomBackbone
+from mlembed_core.config.model import BackboneParams, Initialisation, RandomBackbone, RegistryBackbone
 from mlembed_core.data.store import TrainingCache
-from mlembed_core.model.checkpoint import num_parameters, tokenizer_facts, write_checkpoint
+from mlembed_core.model.checkpoint import num_parameters, pooling_of, tokenizer_facts, write_checkpoint
 from mlembed_core.model.count_init import initialise_from_counts
 from mlembed_core.model.network import Network
-from mlembed_core.model.resolve import check_positions, resolve_backbone
+from mlembed_core.model.resolve import check_positions, load_folder, resolve_backbone
+from mlembed_core.registry.resolve import SCHEME, resolve
 
 
 class Config(Section):
@@ -30,14 +31,19 @@ def run(workspace: Workspace) -> None:
     """Write ``data/backbone/``."""
     config = load(workspace.params_file, Config)
     tokenizer = tokenizer_facts(workspace.tokenizer)
-    model = resolve_backbone(config.backbone, root=workspace.root, vocab_size=tokenizer.vocab_size, seed=config.seed)
+    pooling = config.backbone.pooling
+    if isinstance(config.backbone, RegistryBackbone):
+        folder = resolve(f"{SCHEME}{config.backbone.name}/{config.backbone.version}")
+        model, pooling = load_folder(folder), pooling or pooling_of(folder)
+    else:
+        model = resolve_backbone(config.backbone, root=workspace.root, vocab_size=tokenizer.vocab_size, seed=config.seed)
     check_positions(model, tokenizer.max_length)
     inputs = {"tokenizer": workspace.tokenizer}
     if isinstance(config.backbone, RandomBackbone) and config.backbone.initialisation is Initialisation.COUNTS:
         cache = TrainingCache.open(workspace.cache, tokenizer=workspace.tokenizer)
         initialise_from_counts(model, _pairs(cache), eos_id=tokenizer.eos_id, seed=config.seed)
         inputs["cache"] = workspace.cache
-    network = Network(model, pooling=config.backbone.pooling)
+    network = Network(model, pooling=pooling)
     with writing(workspace, workspace.backbone) as draft:
         write_checkpoint(draft, network, tokenizer_folder=workspace.tokenizer, details={"setting": None})
         write_manifest(

@@ -13,9 +13,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from safetensors.numpy import load_file
 
 from mlembed_core.artifacts import Workspace, write_manifest
 from mlembed_core.cli import main
+from mlembed_core.config.load import read_yaml
 from mlembed_core.errors import SubmodelError
 from mlembed_core.export.verify import Reader
 
@@ -137,6 +139,20 @@ def test_register_then_search_by_alias(workspace: Workspace, mlembed: Callable[.
     assert len(result.out.splitlines()) == 4
 
 
+def test_a_registered_version_is_the_backbone_of_the_next_stage(workspace: Workspace, mlembed: Callable[..., Result]) -> None:
+    assert mlembed("register", "3d").code == 0
+    shutil.copytree(workspace.models / "3d", workspace.tokenizer)
+    values = read_yaml(workspace.params_file) | {"backbone": {"type": "registry", "name": "mlembed_embedded", "version": 1}}
+    workspace.params_file.write_text(json.dumps(values))
+    assert mlembed("backbone").code == 0
+    mine, registered = (load_file(folder / "model.safetensors") for folder in (workspace.backbone, workspace.models / "3d"))
+    assert all(np.array_equal(mine[name], registered[name]) for name in registered)
+    workspace.params_file.write_text(json.dumps(values | {"backbone": {**values["backbone"], "version": 2}}))
+    result = mlembed("backbone")
+    assert result.code == 9
+    assert "has no version 2" in result.err
+
+
 @pytest.mark.filterwarnings("ignore:.*Any type hint")  # MLflow's own, of its own code
 def test_a_version_is_an_mlflow_model_with_the_cuts_as_parameters(workspace: Workspace, mlembed: Callable[..., Result]) -> None:
     import mlflow
@@ -156,7 +172,7 @@ def test_a_version_is_an_mlflow_model_with_the_cuts_as_parameters(workspace: Wor
         model.predict(table, params={"dim": 17})
 
 
-def test_export_and_verify_in_fresh_processes(
+def test_an_export_is_checked_searched_and_held_to_its_hashes(
     workspace: Workspace, mlembed: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Loading sentence-transformers takes seconds; that it reads exports is tested where it is loaded already.
@@ -166,10 +182,8 @@ def test_export_and_verify_in_fresh_processes(
     done = json.loads(exported.out)
     assert done["folder"] == "exports/3d-l1-d8-r4-compat-fp32"
     fingerprint = done["verification"]["fingerprint"]
-    result = mlembed("verify", done["folder"], "--fingerprint", fingerprint)
-    assert result.code == 0
-    assert "mlembed within" in result.out
-    assert fingerprint in result.out
+    other = mlembed("verify", done["folder"], "--fingerprint", "0" * 64)
+    assert f"has the fingerprint {fingerprint}, not 000" in other.err
     found = json.loads(mlembed("search", "sea", "--model", done["folder"], "--file", "texts.txt", "--json").out)
     assert (found["submodel"], len(found["hits"])) == ("l1-d8-r16", 4)  # its table has been multiplied out
     (workspace.root / done["folder"] / "config.json").write_text("{}")
@@ -208,6 +222,25 @@ def test_mistakes_are_explained(
     assert message in " ".join(result.err.replace("│", " ").split())
     assert result.code == code
     assert "Traceback" not in result.err
+
+
+@pytest.mark.slow
+def test_verify_in_a_fresh_process_with_every_stack(workspace: Workspace, mlembed: Callable[..., Result]) -> None:
+    assert mlembed("export", "models/3d", "--format", "factorised", "--dtype", "bf16", "--out", "small").code == 0
+    result = mlembed("verify", "small")
+    assert result.code == 0
+    assert "mlembed within" in result.out
+    assert "sentence-transformers within" in result.out
+
+
+def test_doctor_says_what_a_preset_takes(workspace: Workspace, mlembed: Callable[..., Result]) -> None:
+    shutil.copytree(REPOSITORY / "configs" / "presets", workspace.root / "configs" / "presets")
+    result = mlembed("doctor", "--preset", "ml-embed-80m", "--rows", "1000000")
+    assert result.code == 0
+    assert "ml-embed-80m: 80.1 M parameters" in result.out
+    assert "memory per GPU, setting 3d" in result.out
+    assert "disk, for 1,000,000 rows" in result.out
+    assert json.loads(mlembed("doctor", "--preset", "ml-embed-80m", "--json").out)["disk"]["cache"] > 0
 
 
 def test_doctor_speaks_to_people_and_machines(workspace: Workspace, mlembed: Callable[..., Result]) -> None:

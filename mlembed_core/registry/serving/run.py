@@ -25,7 +25,7 @@ def serve(
     Raises:
         ConfigError: an address that others reach, without a key.
         MachineError: a package is missing, or the port is taken.
-        ArtifactError, RegistryError, SubmodelError: see :func:`mlembed_core.registry.resolve.load`.
+        ArtifactError, RegistryError, SubmodelError: see :func:`mlembed_core.registry.load.load`.
     """
     missing = [package for package in NEEDED if importlib.util.find_spec(package) is None]
     if missing:
@@ -37,7 +37,7 @@ def serve(
         import torch
         import uvicorn
 
-        from mlembed_core.registry.resolve import load
+        from mlembed_core.registry.load import load
         from mlembed_core.registry.serving.app import Options, make_app
         from mlembed_core.registry.serving.submodels import Submodels
 
