@@ -93,8 +93,9 @@ def count_parameters(params: Params, *, root: Path) -> Parameters:
     from mlembed_core.model.architecture import form_of
     from mlembed_core.model.resolve import random_backbone
 
+    backbone = params.backbone.model_copy(update={"config": params.backbone.shape})
     with torch.device("meta"):
-        model: Any = random_backbone(params.backbone, vocab_size=_vocabulary(params, root), seed=0)
+        model: Any = random_backbone(backbone, vocab_size=_vocabulary(params, root), seed=0)
     table = model.get_input_embeddings().weight.numel()
     layers = sum(parameter.numel() for parameter in model.get_submodule(form_of(model).layers).parameters())
     return Parameters(table, layers, sum(parameter.numel() for parameter in model.parameters()) - table - layers)
@@ -113,7 +114,7 @@ def _vocabulary(params: Params, root: Path) -> int:
 def _memory(params: Params, name: str, count: Parameters, vocabulary: int) -> dict[str, int]:
     """Of one GPU. Every GPU holds all weights: processes share the batch, not the model."""
     assert isinstance(params.backbone, RandomBackbone)
-    config, setting = params.backbone.config, params.settings[name]
+    config, setting = params.backbone.shape, params.settings[name]
     hidden, layers = config["hidden_size"], config["num_hidden_layers"]
     exits = resolve_axes(name, setting, hidden=hidden, layers=layers).mll_layers
     table = count.table if setting.mel is None else setting.mel.rank * (vocabulary + hidden)
@@ -149,7 +150,7 @@ def _disk(params: Params, count: Parameters, rows: int, root: Path) -> dict[str,
     disk = {"source": _source_bytes(params, root), "tokenize": tokens * 2, "cache": cache, "backbone": model}
     for name, setting in params.settings.items():
         assert isinstance(params.backbone, RandomBackbone)
-        hidden = params.backbone.config["hidden_size"]
+        hidden = params.backbone.shape["hidden_size"]
         factors = 0 if setting.mel is None else setting.mel.rank * (count.table // hidden + hidden)
         trained = count.total - (count.table - factors if factors else 0)
         disk[f"train@{name}"] = model + factors * WEIGHT_BYTES

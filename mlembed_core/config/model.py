@@ -25,9 +25,19 @@ class Pooling(StrEnum):
     CLS = "cls"  # the first
 
 
+class PruneParams(Section):
+    """Make the backbone smaller (model/prune.py); null leaves a size as it is."""
+
+    hidden_size: PositiveInt | None = None
+    intermediate_size: PositiveInt | None = None
+    num_hidden_layers: PositiveInt | None = None
+    num_texts: PositiveInt = Field(2048, description="of the training cache, evenly spaced, on which activations are measured")
+
+
 class Backbone(Section):
     """What every kind of backbone has."""
 
+    prune: PruneParams | None = None
     pooling: Pooling | None = Field(None, description="null: by architecture, last for causal models and mean for bidirectional ones")
 
 
@@ -37,6 +47,12 @@ class RandomBackbone(Backbone):
     type: Literal["random"]
     initialisation: Initialisation = Initialisation.DEFAULT
     config: dict[str, Any] = Field(description="as in a Hugging Face config.json, model_type included; vocab_size follows the tokenizer")
+
+    @property
+    def shape(self) -> dict[str, Any]:
+        """``config`` as it is after pruning."""
+        pruned = {} if self.prune is None else self.prune.model_dump(exclude={"num_texts"}, exclude_none=True)
+        return {**self.config, **pruned}
 
     @field_validator("config")
     @classmethod
