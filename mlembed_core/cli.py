@@ -17,7 +17,7 @@ from mlembed_core import lifeline
 from mlembed_core.artifacts import Workspace
 from mlembed_core.config.model import Pooling
 from mlembed_core.errors import MachineError, MlembedError
-from mlembed_core.export.kinds import Format, StoredType
+from mlembed_core.export.kinds import Format, StoredType, VectorType
 
 app = typer.Typer(
     name="mlembed",
@@ -36,6 +36,7 @@ DimOption = Annotated[int | None, typer.Option("--dim", min=1, help="cut vectors
 RankOption = Annotated[int | None, typer.Option("--rank", min=1, help="cut the token table to this rank")]
 ColumnOption = Annotated[str | None, typer.Option("--column", help="key or column that holds the text (default: text)")]
 InstructionOption = Annotated[str | None, typer.Option("--instruction", help="what the queries look for, put in front of each")]
+VectorsOption = Annotated[VectorType, typer.Option("--vectors", help="float32, int8 (a quarter) or binary (a 32nd of the size)")]
 JsonOption = Annotated[bool, typer.Option("--json", help="print JSON, for machines")]
 
 
@@ -164,6 +165,7 @@ def search(
     column: ColumnOption = None,
     top: Annotated[int, typer.Option("--top", min=1, help="how many to show")] = 10,
     instruction: InstructionOption = None,
+    vectors: VectorsOption = VectorType.FLOAT32,
     as_json: JsonOption = False,
 ) -> None:
     """Find the texts nearest to a query, in a file or in the passages of the sources."""
@@ -172,7 +174,9 @@ def search(
     from mlembed_core.registry import search as engine
 
     corpus = engine.corpus_of_sources(Workspace.find()) if file is None else engine.corpus_of_file(file, column=column)
-    encoder, hits = engine.run(query, corpus, ref=model, layers=layers, dim=dim, rank=rank, top=top, instruction=instruction)
+    encoder, hits = engine.run(
+        query, corpus, ref=model, layers=layers, dim=dim, rank=rank, top=top, instruction=instruction, precision=vectors
+    )
     if as_json:
         found = {"query": query, "model": model, "submodel": encoder.submodel.name, "texts": len(corpus.texts)}
         _print_json({**found, "hits": [hit.as_dict() for hit in hits]})
@@ -193,15 +197,25 @@ def encode(
     column: ColumnOption = None,
     queries: Annotated[bool, typer.Option("--queries", help="encode queries instead of documents")] = False,
     instruction: InstructionOption = None,
+    vectors: VectorsOption = VectorType.FLOAT32,
     as_json: JsonOption = False,
 ) -> None:
-    """Turn a file of texts into a file of unit vectors, one row per text."""
+    """Turn a file of texts into a file of unit vectors, one row per text; int8 and binary ones in the form of sentence-transformers."""
     if instruction is not None and not queries:
         raise typer.BadParameter("an instruction belongs to queries; add --queries", param_hint="--instruction")
     from mlembed_core.registry import search as engine
 
     done = engine.encode_file(
-        source_file, target, ref=model, layers=layers, dim=dim, rank=rank, column=column, queries=queries, instruction=instruction
+        source_file,
+        target,
+        ref=model,
+        layers=layers,
+        dim=dim,
+        rank=rank,
+        column=column,
+        queries=queries,
+        instruction=instruction,
+        precision=vectors,
     )
     if as_json:
         _print_json(done.as_dict())

@@ -1,4 +1,4 @@
-"""What an export can be, in words that the command line can offer without loading torch."""
+"""What exports and vectors can be, in words that the command line can offer without loading torch."""
 
 from __future__ import annotations
 
@@ -18,3 +18,11 @@ class StoredType(StrEnum):
     FP32 = "fp32"
     BF16 = "bf16"
     FP16 = "fp16"
+
+
+class VectorType(StrEnum):
+    """Of the vectors that are written or searched."""
+
+    FLOAT32 = "float32"
+    INT8 = "int8"  # a quarter of the size
+    BINARY = "binary"  # a thirty-second

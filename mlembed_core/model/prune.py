@@ -11,6 +11,7 @@ Shapes: ``hidden`` D, ``mlp`` the inner width.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, cast
@@ -113,13 +114,13 @@ def _listening(model: nn.Module, mask: Tensor, hidden: Tensor, mlps: list[Tensor
 def _cut(name: str, weight: Tensor, hidden: Int[Tensor, "kept"], neurons: list[Int[Tensor, "kept_neurons"]], full: int) -> Tensor:
     """The part of a weight that stays, by its name in the state dict."""
     parts = name.split(".")
-    growth = (full / len(hidden)) ** 0.5
+    growth = math.sqrt(full / len(hidden))
     if "layers" not in parts:  # the table (vocab, hidden) and the final norm (hidden)
-        return weight[:, hidden] if weight.ndim == 2 else weight[hidden] * growth
+        return weight[:, hidden] if weight.ndim == 2 else growth * weight[hidden]
     layer = int(parts[parts.index("layers") + 1])
     module = ".".join(parts[parts.index("layers") + 2 : -1])
     if module in NORMS:
-        return weight[hidden] * growth
+        return growth * weight[hidden]
     if module in FROM_HIDDEN and weight.ndim == 2:
         weight = weight[:, hidden]
     if module in TO_HIDDEN:

@@ -118,6 +118,25 @@ def test_search_finds_a_text_by_itself(workspace: Workspace, mlembed: Callable[.
     assert kept.read_bytes() == written
 
 
+@pytest.mark.parametrize(("kind", "shape", "dtype"), [("int8", (4, 16), np.int8), ("binary", (4, 2), np.uint8)])
+def test_vectors_in_fewer_bits(
+    workspace: Workspace, mlembed: Callable[..., Result], kind: str, shape: tuple[int, int], dtype: type[np.generic]
+) -> None:
+    assert mlembed("encode", "texts.txt", "v.npy", "--model", "models/3d", "--vectors", kind).code == 0
+    vectors = np.load("v.npy", allow_pickle=False)
+    assert (vectors.shape, vectors.dtype) == (shape, dtype)
+    assert (workspace.root / "v.npy.ranges.npy").exists() == (kind == "int8")
+    assert mlembed("encode", "texts.txt", "v.parquet", "--model", "models/3d", "--vectors", kind).code == 0
+    np.testing.assert_array_equal(np.array(pq.read_table("v.parquet")["vector"].to_pylist()), vectors)
+    search = ["search", "das Haus am See", "--model", "models/3d", "--file", "texts.txt", "--vectors", kind, "--json"]
+    first = json.loads(mlembed(*search).out)
+    assert first["hits"][0]["text"] == "das Haus am See"
+    assert json.loads(mlembed(*search).out) == first  # from what was kept
+    kept = list((workspace.work / "search").glob("*.npy"))
+    assert len(kept) == (2 if kind == "int8" else 1)
+    assert {np.load(path).dtype for path in kept} <= {np.dtype(dtype), np.dtype(np.float32)}
+
+
 def test_search_goes_over_the_sources_by_default(workspace: Workspace, mlembed: Callable[..., Result]) -> None:
     (workspace.sources / "own").mkdir(parents=True)
     rows = {"query": TEXTS, "passage": TEXTS, "lang": ["eng", "eng", "fra", "deu"], "split": ["train", "dev", "test", "train"]}
