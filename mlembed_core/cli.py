@@ -249,6 +249,27 @@ def export(
 
 
 @app.command(rich_help_panel=PEOPLE)
+def push(
+    folder: Annotated[Path, typer.Argument(help="what `mlembed export` wrote")],
+    repo: Annotated[str, typer.Argument(help="owner/name on the hub")],
+    licence: Annotated[str | None, typer.Option("--licence", help="as the hub spells it, e.g. apache-2.0 (default: none)")] = None,
+    public: Annotated[bool, typer.Option("--public", help="make a new repository public")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="only show the files and the model card")] = False,
+) -> None:
+    """Put an export and its model card on the hub (HF_TOKEN from the environment)."""
+    from mlembed_core.export.card import push as send
+
+    try:
+        workspace = Workspace.find()
+    except MlembedError:
+        workspace = None  # the card then tells less
+    done = send(folder, repo=repo, licence=licence, workspace=workspace, private=not public, dry_run=dry_run)
+    for name, size in done.files.items():
+        typer.echo(f"{size:14,}  {name}", err=True)
+    typer.echo(done.card if done.url is None else done.url)
+
+
+@app.command(rich_help_panel=PEOPLE)
 def serve(
     model: ModelOption,
     layers: LayersOption = None,

@@ -28,6 +28,9 @@ from mlembed_core.export.golden import difference, read_golden
 # Of two computations in float32: other processors and thread counts sum in another order (measured across stacks: 3e-7).
 TOLERANCE = 1e-5
 PROBE_TIMEOUT_S = 600
+# What the hub puts beside a model, and the card that `mlembed push` writes: no stack computes from these.
+BESIDE = {MANIFEST, "README.md", ".gitattributes"}
+HUB_CACHE = ".cache/huggingface/"
 STACK = ("torch", "transformers", "tokenizers", "sentence-transformers")
 
 
@@ -115,8 +118,9 @@ def changed_files(folder: Path) -> Iterator[str]:
             yield f"{name} has {present[name].stat().st_size} bytes, not {facts['bytes']}"
         elif sha256_file(present[name]) != facts["sha256"]:
             yield f"{name} was changed (other SHA-256)"
-    for name in sorted(set(present) - set(recorded) - {MANIFEST}):
-        yield f"{name} was added"
+    for name in sorted(set(present) - set(recorded) - BESIDE):
+        if not name.startswith(HUB_CACHE):
+            yield f"{name} was added"
 
 
 class Probe:
