@@ -13,7 +13,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mlembed_core.registry.resolve import load as load
+    from mlembed_core.registry.load import load as load
 
 __all__ = ["load"]
 
@@ -21,7 +21,7 @@ __all__ = ["load"]
 def __getattr__(name: str) -> Any:
     # Imported on first use: `import mlembed_core.config` must not cost the two seconds of torch.
     if name == "load":
-        from mlembed_core.registry.resolve import load
+        from mlembed_core.registry.load import load
 
         return load
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -15,7 +15,9 @@ import typer
 
 from mlembed_core import lifeline
 from mlembed_core.artifacts import Workspace
+from mlembed_core.config.model import Pooling
 from mlembed_core.errors import MachineError, MlembedError
+from mlembed_core.export.kinds import Format, StoredType, VectorType
 
 app = typer.Typer(
     name="mlembed",
@@ -34,6 +36,7 @@ DimOption = Annotated[int | None, typer.Option("--dim", min=1, help="cut vectors
 RankOption = Annotated[int | None, typer.Option("--rank", min=1, help="cut the token table to this rank")]
 ColumnOption = Annotated[str | None, typer.Option("--column", help="key or column that holds the text (default: text)")]
 InstructionOption = Annotated[str | None, typer.Option("--instruction", help="what the queries look for, put in front of each")]
+VectorsOption = Annotated[VectorType, typer.Option("--vectors", help="float32, int8 (a quarter) or binary (a 32nd of the size)")]
 JsonOption = Annotated[bool, typer.Option("--json", help="print JSON, for machines")]
 
 
@@ -162,6 +165,7 @@ def search(
     column: ColumnOption = None,
     top: Annotated[int, typer.Option("--top", min=1, help="how many to show")] = 10,
     instruction: InstructionOption = None,
+    vectors: VectorsOption = VectorType.FLOAT32,
     as_json: JsonOption = False,
 ) -> None:
     """Find the texts nearest to a query, in a file or in the passages of the sources."""
@@ -170,7 +174,9 @@ def search(
     from mlembed_core.registry import search as engine
 
     corpus = engine.corpus_of_sources(Workspace.find()) if file is None else engine.corpus_of_file(file, column=column)
-    encoder, hits = engine.run(query, corpus, ref=model, layers=layers, dim=dim, rank=rank, top=top, instruction=instruction)
+    encoder, hits = engine.run(
+        query, corpus, ref=model, layers=layers, dim=dim, rank=rank, top=top, instruction=instruction, precision=vectors
+    )
     if as_json:
         found = {"query": query, "model": model, "submodel": encoder.submodel.name, "texts": len(corpus.texts)}
         _print_json({**found, "hits": [hit.as_dict() for hit in hits]})
@@ -191,15 +197,25 @@ def encode(
     column: ColumnOption = None,
     queries: Annotated[bool, typer.Option("--queries", help="encode queries instead of documents")] = False,
     instruction: InstructionOption = None,
+    vectors: VectorsOption = VectorType.FLOAT32,
     as_json: JsonOption = False,
 ) -> None:
-    """Turn a file of texts into a file of unit vectors, one row per text."""
+    """Turn a file of texts into a file of unit vectors, one row per text; int8 and binary ones in the form of sentence-transformers."""
     if instruction is not None and not queries:
         raise typer.BadParameter("an instruction belongs to queries; add --queries", param_hint="--instruction")
     from mlembed_core.registry import search as engine
 
     done = engine.encode_file(
-        source_file, target, ref=model, layers=layers, dim=dim, rank=rank, column=column, queries=queries, instruction=instruction
+        source_file,
+        target,
+        ref=model,
+        layers=layers,
+        dim=dim,
+        rank=rank,
+        column=column,
+        queries=queries,
+        instruction=instruction,
+        precision=vectors,
     )
     if as_json:
         _print_json(done.as_dict())
@@ -210,8 +226,110 @@ def encode(
 
 
 @app.command(rich_help_panel=PEOPLE)
-def doctor(as_json: JsonOption = False) -> None:
+def export(
+    model: Annotated[str, typer.Argument(help="a folder (models/3d), models:/NAME@alias or models:/NAME/VERSION")],
+    out: Annotated[Path | None, typer.Option("--out", help="the new folder (default: exports/, named by what is in it)")] = None,
+    layers: LayersOption = None,
+    dim: DimOption = None,
+    rank: RankOption = None,
+    form: Annotated[Format, typer.Option("--format", help="compat: stock model; factorised: small table")] = Format.COMPAT,
+    dtype: Annotated[StoredType, typer.Option("--dtype", help="of the weights on disk")] = StoredType.FP32,
+    instruction: InstructionOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Take a submodel out as a small checkpoint of its own, and prove that it gives the same vectors."""
+    from mlembed_core.export.export import export as write
+    from mlembed_core.registry.resolve import resolve
+
+    done = write(resolve(model), out, layers=layers, dim=dim, rank=rank, form=form, dtype=dtype, instruction=instruction)
+    if as_json:
+        _print_json(done.as_dict())
+    else:
+        typer.echo(done.summary)
+
+
+@app.command(rich_help_panel=PEOPLE)
+def push(
+    folder: Annotated[Path, typer.Argument(help="what `mlembed export` wrote")],
+    repo: Annotated[str, typer.Argument(help="owner/name on the hub")],
+    licence: Annotated[str | None, typer.Option("--licence", help="as the hub spells it, e.g. apache-2.0 (default: none)")] = None,
+    public: Annotated[bool, typer.Option("--public", help="make a new repository public")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="only show the files and the model card")] = False,
+) -> None:
+    """Put an export and its model card on the hub (HF_TOKEN from the environment)."""
+    from mlembed_core.export.card import push as send
+
+    try:
+        workspace = Workspace.find()
+    except MlembedError:
+        workspace = None  # the card then tells less
+    done = send(folder, repo=repo, licence=licence, workspace=workspace, private=not public, dry_run=dry_run)
+    for name, size in done.files.items():
+        typer.echo(f"{size:14,}  {name}", err=True)
+    typer.echo(done.card if done.url is None else done.url)
+
+
+@app.command(rich_help_panel=PEOPLE)
+def serve(
+    model: ModelOption,
+    layers: LayersOption = None,
+    dim: DimOption = None,
+    rank: RankOption = None,
+    host: Annotated[str, typer.Option("--host", help="address to listen on; another than loopback needs MLEMBED_API_KEY")] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0: any free one")] = 8080,
+    name: Annotated[str | None, typer.Option("--name", help="what clients call the model (default: as in --model)")] = None,
+    threads: Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads that compute (default: torch's own)")] = None,
+) -> None:
+    """Serve a model with all its submodels over HTTP, as OpenAI's /v1/embeddings does; layers, dim and rank are upper limits."""
+    from mlembed_core.registry.serving.run import serve as run
+
+    run(model, layers=layers, dim=dim, rank=rank, host=host, port=port, name=name, threads=threads)
+
+
+@app.command("import", rich_help_panel=PEOPLE)
+def import_(
+    folder: Annotated[Path, typer.Argument(help="a model in Hugging Face form, e.g. a released ML-Embed with U.pth and V.pth")],
+    out: Annotated[Path | None, typer.Option("--out", help="the new folder (default: imported/ and the folder's name)")] = None,
+    max_length: Annotated[int | None, typer.Option("--max-length", min=2, help="tokens of a text, EOS included")] = None,
+    pooling: Annotated[Pooling | None, typer.Option("--pooling", help="default: last of a causal model, else mean")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Take a checkpoint from elsewhere in, to be cut, scored, searched, exported or taught from like our own."""
+    from mlembed_core.importing import import_folder
+
+    done = import_folder(folder, out or Path("imported") / folder.resolve().name, max_length=max_length, pooling=pooling)
+    if as_json:
+        _print_json(done.as_dict())
+    else:
+        typer.echo(done.summary)
+
+
+@app.command(rich_help_panel=PEOPLE)
+def verify(
+    folder: Annotated[Path, typer.Argument(help="what `mlembed export` wrote")],
+    fingerprint: Annotated[str | None, typer.Option("--fingerprint", help="what the export printed, to know it from another")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Check an export: its files are as written, and this machine's stack computes its vectors."""
+    from mlembed_core.export.verify import verify as check
+
+    done = check(folder, fingerprint=fingerprint)
+    if as_json:
+        _print_json(done.as_dict())
+    else:
+        typer.echo(done.summary)
+
+
+@app.command(rich_help_panel=PEOPLE)
+def doctor(
+    preset: Annotated[str | None, typer.Option("--preset", help="instead: what this preset takes in memory and disk")] = None,
+    rows: Annotated[int | None, typer.Option("--rows", min=1, help="with --preset: rows over all sources (default: 18 million)")] = None,
+    as_json: JsonOption = False,
+) -> None:
     """Check this machine and this clone for whatever would stop the pipeline."""
+    if preset is not None:
+        _show_budget(preset, rows, as_json=as_json)
+        return
     from mlembed_core.doctor import Status, diagnose
 
     colours = {Status.OK: typer.colors.GREEN, Status.WARN: typer.colors.YELLOW, Status.FAIL: typer.colors.RED}
@@ -239,6 +357,26 @@ def summary(as_json: JsonOption = False) -> None:
         _print_json(found.to_json())
     else:
         table.show(found)
+
+
+def _show_budget(preset: str, rows: int | None, *, as_json: bool) -> None:
+    from mlembed_core.budget import estimate
+    from mlembed_core.config.presets import read
+
+    workspace = Workspace.find()
+    budget = estimate(read(workspace.root / "configs" / "presets", preset), root=workspace.root, rows=rows)
+    if as_json:
+        _print_json(budget.as_dict())
+        return
+    count = budget.parameters
+    typer.echo(f"{preset}: {count.total / 1e6:,.1f} M parameters (table {count.table / 1e6:,.1f}, layers {count.layers / 1e6:,.1f})")
+    for setting, parts in budget.gpu.items():
+        typer.echo(f"memory per GPU, setting {setting}: {sum(parts.values()) / 2**30:.1f} GiB")
+        for part, size in parts.items():
+            typer.echo(f"  {size / 2**30:9.2f} GiB  {part}")
+    typer.echo(f"disk, for {budget.rows:,} rows (DVC's cache holds a second copy unless the file system shares it)")
+    for stage, size in budget.disk.items():
+        typer.echo(f"  {size / 2**30:9.2f} GiB  {stage}" + ("  (its files are not there yet)" if not size else ""))
 
 
 def _print_json(value: object) -> None:

@@ -27,7 +27,7 @@ import psutil
 from mlembed_core.artifacts import Workspace
 from mlembed_core.config.data import HubTokenizer, LocalOrigin, LocalTokenizer
 from mlembed_core.config.load import load_all
-from mlembed_core.config.model import HubBackbone, LocalBackbone
+from mlembed_core.config.model import HubBackbone, LocalBackbone, RegistryBackbone
 from mlembed_core.config.params import Params
 from mlembed_core.errors import MlembedError
 from mlembed_core.train.tracking import tracking_uri, without_secrets
@@ -248,6 +248,8 @@ def _check_backbone(params: Params, workspace: Workspace) -> Finding:
             return Finding("backbone", Status.OK, f"checkpoint in {folder}")
         case HubBackbone(repo=repo, revision=revision):
             return Finding("backbone", Status.OK, f"{repo} at {revision[:12]} from the hub; needs the network once")
+        case RegistryBackbone(name=name, version=version):
+            return Finding("backbone", Status.OK, f"version {version} of {name} from the registry")
         case _:
             return Finding("backbone", Status.OK, "made here, no download")
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, PositiveInt, field_validator
 
-from mlembed_core.config.base import Section
+from mlembed_core.config.base import Name, Section
 
 
 class Initialisation(StrEnum):
@@ -25,9 +25,19 @@ class Pooling(StrEnum):
     CLS = "cls"  # the first
 
 
+class PruneParams(Section):
+    """Make the backbone smaller (model/prune.py); null leaves a size as it is."""
+
+    hidden_size: PositiveInt | None = None
+    intermediate_size: PositiveInt | None = None
+    num_hidden_layers: PositiveInt | None = None
+    num_texts: PositiveInt = Field(2048, description="of the training cache, evenly spaced, on which activations are measured")
+
+
 class Backbone(Section):
     """What every kind of backbone has."""
 
+    prune: PruneParams | None = None
     pooling: Pooling | None = Field(None, description="null: by architecture, last for causal models and mean for bidirectional ones")
 
 
@@ -37,6 +47,12 @@ class RandomBackbone(Backbone):
     type: Literal["random"]
     initialisation: Initialisation = Initialisation.DEFAULT
     config: dict[str, Any] = Field(description="as in a Hugging Face config.json, model_type included; vocab_size follows the tokenizer")
+
+    @property
+    def shape(self) -> dict[str, Any]:
+        """``config`` as it is after pruning."""
+        pruned = {} if self.prune is None else self.prune.model_dump(exclude={"num_texts"}, exclude_none=True)
+        return {**self.config, **pruned}
 
     @field_validator("config")
     @classmethod
@@ -62,4 +78,12 @@ class HubBackbone(Backbone):
     revision: Annotated[str, Field(pattern=r"^[0-9a-f]{40}$", description="a full commit hash, never a branch")]
 
 
-BackboneParams = Annotated[RandomBackbone | LocalBackbone | HubBackbone, Field(discriminator="type")]
+class RegistryBackbone(Backbone):
+    """A registered version, by its number: an alias moves. What stage 1 of the recipe made, for stage 2."""
+
+    type: Literal["registry"]
+    name: Name
+    version: PositiveInt
+
+
+BackboneParams = Annotated[RandomBackbone | LocalBackbone | HubBackbone | RegistryBackbone, Field(discriminator="type")]

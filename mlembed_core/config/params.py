@@ -57,8 +57,8 @@ class Params(Section):
                     resolve_axes(
                         name,
                         setting,
-                        hidden=self.backbone.config["hidden_size"],
-                        layers=self.backbone.config["num_hidden_layers"],
+                        hidden=self.backbone.shape["hidden_size"],
+                        layers=self.backbone.shape["num_hidden_layers"],
                     )
                 except ConfigError as error:
                     raise ValueError(str(error)) from None

@@ -41,6 +41,15 @@ def compose(folder: Path, name: str) -> str:
     return f"# Written by `mlembed preset {name}`: configs/presets/{name}.yaml on top of what it extends.\n{text.getvalue()}"
 
 
+def read(folder: Path, name: str) -> Params:
+    """The parameters of a preset, checked.
+
+    Raises:
+        ConfigError: see :func:`compose`.
+    """
+    return parse(Params, _resolve(folder, name, seen=()), origin=str(_find(folder, name)))
+
+
 def _find(folder: Path, name: str) -> Path:
     path = folder / f"{name}.yaml"
     if not path.is_file():

@@ -5,7 +5,7 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Annotated
 
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from mlembed_core.config.base import Name, Precision, Section
 from mlembed_core.config.data import Kind
@@ -22,6 +22,20 @@ class Checkpointing(StrEnum):
     NONE = "none"
     FULL = "full"  # everything between a bucket's ids and its states
     SELECTIVE = "selective"  # all but the results of matrix products and attention
+
+
+class MergeMethod(StrEnum):
+    """How the weights of several checkpoints become one set."""
+
+    AVERAGE = "average"
+    SLERP = "slerp"
+
+
+class MergeParams(Section):
+    """Merge the last checkpoints of a run at its end; kept only where that lowers the loss of held-out rows."""
+
+    method: MergeMethod
+    last: Annotated[int, Field(ge=2, description="checkpoints, the last one included")]
 
 
 class Objective(Section):
@@ -75,6 +89,16 @@ class TrainParams(Section):
     validate_every: PositiveInt | None = Field(None, description="null: at the end only")
     checkpoint_every: PositiveInt | None = Field(None, description="steps between resume states; null: only when told to stop")
     kept_checkpoints: PositiveInt = Field(2, description="the newest resume states that stay; a damaged one gives way to the one before")
+    merge: MergeParams | None = None
     max_skipped_steps: Annotated[int, Field(ge=0)] = Field(
         0, description="steps whose loss or gradient is not finite that are left out and counted before the run stops"
     )
+
+    @model_validator(mode="after")
+    def _checkpoints_are_kept_for_the_merge(self) -> TrainParams:
+        if self.merge is not None and (self.checkpoint_every is None or self.kept_checkpoints < self.merge.last):
+            raise ValueError(
+                f"merge.last={self.merge.last} needs checkpoint_every and kept_checkpoints ≥ {self.merge.last} (found "
+                f"{self.checkpoint_every} and {self.kept_checkpoints})"
+            )
+        return self

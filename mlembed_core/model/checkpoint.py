@@ -72,10 +72,10 @@ def write_checkpoint(out: Path, network: Network, *, tokenizer_folder: Path, det
         save_file(
             {"u": embedding.u.detach().contiguous(), "v": embedding.v.detach().contiguous()}, out / FACTORS, metadata={"format": "pt"}
         )
-    _write_config(out, network)
+    write_config(out, network)
     for name in TOKENIZER_FILES:
         shutil.copyfile(tokenizer_folder / name, out / name)
-    _write_sentence_transformers(out, hidden=network.shape.dim, max_length=facts.max_length, pooling=network.pooling)
+    write_sentence_transformers(out, hidden=network.shape.dim, max_length=facts.max_length, pooling=network.pooling)
     shape = network.shape
     write_json(
         out / CHECKPOINT_FACTS,
@@ -121,7 +121,8 @@ def pooling_of(folder: Path) -> Pooling:
     return Pooling(read_facts(folder)["pooling"])
 
 
-def _write_config(out: Path, network: Network) -> None:
+def write_config(out: Path, network: Network) -> None:
+    """``config.json`` of the stock model, in a spelling that transformers 4 and 5 both read."""
     config = json.loads(network.config.to_json_string(use_diff=False))
     config["architectures"] = [type(network.backbone).__name__]
     config["vocab_size"] = network.shape.vocab
@@ -135,7 +136,8 @@ def _write_config(out: Path, network: Network) -> None:
     write_json(out / "config.json", config)
 
 
-def _write_sentence_transformers(out: Path, *, hidden: int, max_length: int, pooling: Pooling) -> None:
+def write_sentence_transformers(out: Path, *, hidden: int, max_length: int, pooling: Pooling) -> None:
+    """The files that make ``out`` a sentence-transformers folder: the backbone, pooling, unit length."""
     modules = (("", "Transformer"), ("1_Pooling", "Pooling"), ("2_Normalize", "Normalize"))
     write_json(
         out / "modules.json",

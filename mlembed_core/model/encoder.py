@@ -122,9 +122,7 @@ class Encoder:
     def encode_documents(self, texts: Sequence[str], *, batch_tokens: int = DEFAULT_BATCH_TOKENS) -> Float32[NDArray[Any], "text dim"]:
         """Unit vectors of documents, which take no prompt."""
         sub = self.submodel
-        states = self.exit_states(texts, rank=sub.rank, layers=[sub.layers], batch_tokens=batch_tokens)[0, :, : sub.dim]
-        norms = np.linalg.norm(states, axis=1, keepdims=True)
-        return np.ascontiguousarray(states / np.maximum(norms, np.finfo(np.float32).tiny))
+        return unit_vectors(self.exit_states(texts, rank=sub.rank, layers=[sub.layers], batch_tokens=batch_tokens)[0], sub.dim)
 
     def encode_queries(
         self, texts: Sequence[str], *, instruction: str | None = None, batch_tokens: int = DEFAULT_BATCH_TOKENS
@@ -136,7 +134,6 @@ class Encoder:
         """Token ids as the model sees them, EOS last."""
         return [encoding.ids for encoding in self._tokenizer.encode_batch_fast(list(texts))]
 
-    @torch.inference_mode()
     def exit_states(
         self, texts: Sequence[str], *, rank: int, layers: Sequence[int], batch_tokens: int = DEFAULT_BATCH_TOKENS
     ) -> Float32[NDArray[Any], "exit text hidden"]:
@@ -148,8 +145,15 @@ class Encoder:
             layers: the depths to read out.
             batch_tokens: how many tokens to encode at a time.
         """
-        states = np.empty((len(layers), len(texts), self.shape.dim), dtype=np.float32)
-        for bucket in pack(self.token_ids(texts), max_tokens=batch_tokens, joined=self.network.joins_texts):
+        return self.exit_states_of_ids(self.token_ids(texts), rank=rank, layers=layers, batch_tokens=batch_tokens)
+
+    @torch.inference_mode()
+    def exit_states_of_ids(
+        self, ids: Sequence[Sequence[int]], *, rank: int, layers: Sequence[int], batch_tokens: int = DEFAULT_BATCH_TOKENS
+    ) -> Float32[NDArray[Any], "exit text hidden"]:
+        """As :meth:`exit_states`, of texts that are token ids already (:meth:`token_ids`)."""
+        states = np.empty((len(layers), len(ids), self.shape.dim), dtype=np.float32)
+        for bucket in pack(ids, max_tokens=batch_tokens, joined=self.network.joins_texts):
             order = bucket.order.numpy()
             # A bucket keeps its own order here, so that its rows go straight to their places.
             alone = replace(bucket, order=torch.arange(len(order))).to(self._device)
@@ -170,6 +174,13 @@ class Encoder:
             "layers": sum(per_layer[: submodel.layers]),
             "other": _size(self.network.backbone) - sum(per_layer) + _size(self.network.norm),
         }
+
+
+def unit_vectors(states: Float32[NDArray[Any], "text hidden"], dim: int) -> Float32[NDArray[Any], "text dim"]:
+    """The first ``dim`` entries of pooled states, scaled to length 1."""
+    cut = states[:, :dim]
+    norms = np.linalg.norm(cut, axis=1, keepdims=True)
+    return np.ascontiguousarray(cut / np.maximum(norms, np.finfo(np.float32).tiny))
 
 
 def _size(module: nn.Module) -> int:

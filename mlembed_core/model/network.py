@@ -43,6 +43,8 @@ class Network(nn.Module):
         embedding: the table, dense or factorised.
         norm: the final norm; an identity where the model has none.
         pooling: which tokens of a text make its state.
+        table_name: the token table's name in the stock model's state dict.
+        embedding_scale: what the stock model multiplies the table's rows by.
         checkpointing: what the backward pass computes again instead of remembering it.
 
     Args:
@@ -70,8 +72,8 @@ class Network(nn.Module):
         self.checkpointing = Checkpointing.NONE
         self.config = inner.config
         stock_table = inner.get_input_embeddings()
-        self._table_name = name_of_table(backbone)
-        self._scale = embedding_scale(stock_table)
+        self.table_name = name_of_table(backbone)
+        self.embedding_scale = embedding_scale(stock_table)
         self._first_position = first_position(backbone)
         table = stock_table.weight.detach()
         self.embedding: nn.Module = LowRankEmbedding(*factorise(table, rank)) if rank is not None else DenseEmbedding(table.clone())
@@ -125,11 +127,12 @@ class Network(nn.Module):
         """Drop the layers above the first ``layers``."""
         set_submodule(self.backbone, self.layers_name, self.layers[:layers])
 
-    def stock_state_dict(self) -> dict[str, Tensor]:
-        """The weights by the stock model's names, the table multiplied out."""
+    def stock_state_dict(self, *, table: bool = True) -> dict[str, Tensor]:
+        """The weights by the stock model's names, the table multiplied out, or left out."""
         weights = {name: value.detach() for name, value in self.backbone.state_dict().items()}
         weights |= {f"{self._form.norm}.{name}": value.detach() for name, value in self.norm.state_dict().items()}
-        weights[self._table_name] = self._table.product()
+        if table:
+            weights[self.table_name] = self._table.product()
         return {name: value.contiguous() for name, value in weights.items()}
 
     def forward(self, buckets: Sequence[Bucket], exits: Sequence[int], rank: int | None = None) -> Float[Tensor, "exit text hidden"]:
@@ -145,8 +148,8 @@ class Network(nn.Module):
         self, bucket: Bucket, looked_up: Float[Tensor, "token width"], exits: Sequence[int]
     ) -> Float[Tensor, "exit text hidden"]:
         embedded = self._table.expand(looked_up).view(*bucket.ids.shape, -1)
-        if self._scale != 1:
-            embedded = embedded * self._scale
+        if self.embedding_scale != 1:
+            embedded = embedded * self.embedding_scale
         with self._reading(bucket, exits) as pooled:
             self.backbone(inputs_embeds=embedded, **self._layout(bucket))
         states = torch.stack([pooled[depth] for depth in exits])

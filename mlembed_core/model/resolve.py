@@ -13,14 +13,14 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from mlembed_core.config.model import BackboneParams, HubBackbone, LocalBackbone, RandomBackbone
+from mlembed_core.config.model import HubBackbone, LocalBackbone, RandomBackbone
 from mlembed_core.errors import ArtifactError, ConfigError, MachineError
 from mlembed_core.model.architecture import first_position
 
 POSITIONS_FROM_PADDING = ("roberta", "xlm-roberta", "camembert")  # model types whose first position is padding_idx + 1
 
 
-def resolve_backbone(params: BackboneParams, *, root: Path, vocab_size: int, seed: int) -> nn.Module:
+def resolve_backbone(params: RandomBackbone | LocalBackbone | HubBackbone, *, root: Path, vocab_size: int, seed: int) -> nn.Module:
     """The stock transformers model that ``params`` names, in float32.
 
     Args:

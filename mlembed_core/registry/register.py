@@ -51,6 +51,7 @@ from mlembed_core.registry.client import (
     open_registry,
     registering,
 )
+from mlembed_core.registry.pyfunc import mlmodel
 from mlembed_core.train.tracking import (
     GIT_COMMIT_TAG,
     GIT_DIRTY_TAG,
@@ -366,6 +367,7 @@ def _upload_model(client: Any, run: Any, model: TrainedModel) -> bool:
     if run.data.tags.get(WEIGHTS_HASH_TAG) == model.weights_hash and client.list_artifacts(run_id, MODEL_ARTIFACT):
         return False
     client.log_artifacts(run_id, str(model.folder), MODEL_ARTIFACT)
+    client.log_text(run_id, mlmodel(run_id), f"{MODEL_ARTIFACT}/MLmodel")
     # Set after the upload: a crash in between uploads again instead of registering half a folder.
     client.set_tag(run_id, WEIGHTS_HASH_TAG, model.weights_hash)
     return True

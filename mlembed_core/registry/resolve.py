@@ -1,4 +1,4 @@
-"""From a reference to an encoder: a checkpoint folder, or ``models:/NAME@alias`` and ``models:/NAME/VERSION`` of the registry.
+"""From a reference to a folder: a checkpoint folder, or ``models:/NAME@alias`` and ``models:/NAME/VERSION`` of the registry.
 
 A registered version is downloaded once, checked against its manifest and kept; its folder is named by version and weights, so that an
 alias that moves is followed and a version that was made anew is not mistaken for the old one.
@@ -11,43 +11,22 @@ import re
 import shutil
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mlembed_core.artifacts import Workspace, hash_of, verify_files
 from mlembed_core.errors import ArtifactError, RegistryError
 from mlembed_core.registry.client import WEIGHTS_HASH_TAG, Registry, open_registry
 
-if TYPE_CHECKING:
-    from mlembed_core.model.encoder import Encoder
-
 SCHEME = "models:/"
 REFERENCE = re.compile(r"models:/(?P<name>[^/@]+)(?:@(?P<alias>[^/@]+)|/(?P<version>[0-9]+))")
-
-
-def load(ref: str | Path, *, layers: int | None = None, dim: int | None = None, rank: int | None = None) -> Encoder:
-    """Open a model at a submodel.
-
-    Args:
-        ref: a checkpoint folder (``models/3d``), ``models:/NAME@alias`` or ``models:/NAME/VERSION``.
-        layers, dim, rank: the submodel; None leaves that axis whole.
-
-    Raises:
-        ArtifactError: no checkpoint in the folder, or a damaged one.
-        RegistryError: no such model, alias or version, or no MLflow to ask.
-        SubmodelError: a cut larger than the model.
-    """
-    folder = resolve(ref)
-    # Torch is loaded only once it is clear that there is something to open.
-    from mlembed_core.model.encoder import Encoder
-
-    return Encoder.from_folder(folder, layers=layers, dim=dim, rank=rank)
 
 
 def resolve(ref: str | Path) -> Path:
     """The folder that ``ref`` means; downloads a registered version where it is not there yet.
 
     Raises:
-        ArtifactError, RegistryError: see :func:`load`.
+        ArtifactError: there is no such folder.
+        RegistryError: no such model, alias or version, or no MLflow to ask.
     """
     if isinstance(ref, str) and ref.startswith("models:"):
         return _registered_folder(ref)

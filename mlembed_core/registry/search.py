@@ -10,6 +10,7 @@ import hashlib
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,13 +22,16 @@ from numpy.typing import NDArray
 from mlembed_core.artifacts import Workspace, hash_of
 from mlembed_core.config.grid import Submodel
 from mlembed_core.errors import ArtifactError, DataError
+from mlembed_core.export.kinds import VectorType
 from mlembed_core.progress import Reporter
-from mlembed_core.registry.resolve import cache_folder, load, resolve
+from mlembed_core.registry.load import load
+from mlembed_core.registry.quantise import QuantisedVectors, quantise, ranges_of
+from mlembed_core.registry.resolve import cache_folder, resolve
 from mlembed_core.registry.texts import check_vector_file, read_texts, write_vectors
 
 BLOCK_TEXTS = 2048  # encoded at a time: enough to sort by length, little enough to show progress
 VECTORS_VERSION = 1  # raise when equal weights and texts give other vectors
-KEPT_CORPORA = 20
+KEPT_CORPORA = 20  # files
 SEARCHED_SPLITS = ("train", "test", None)
 
 
@@ -109,16 +113,33 @@ def corpus_of_sources(workspace: Workspace) -> Corpus:
 
 
 def run(
-    query: str, corpus: Corpus, *, ref: str | Path, layers: int | None, dim: int | None, rank: int | None, top: int, instruction: str | None
+    query: str,
+    corpus: Corpus,
+    *,
+    ref: str | Path,
+    layers: int | None,
+    dim: int | None,
+    rank: int | None,
+    top: int,
+    instruction: str | None,
+    precision: VectorType = VectorType.FLOAT32,
 ) -> tuple[TextEncoder, list[Hit]]:
     """Search ``corpus`` with the model ``ref`` at a submodel, keeping the corpus's vectors for the next question.
 
+    Args:
+        precision: of the corpus's vectors, on disk and in memory.
+
     Raises:
-        ArtifactError, RegistryError, SubmodelError: see :func:`mlembed_core.registry.resolve.load`.
+        ArtifactError, RegistryError, SubmodelError: see :func:`mlembed_core.registry.load.load`.
     """
     folder = resolve(ref)
     encoder = load(folder, layers=layers, dim=dim, rank=rank)
-    vectors = corpus_vectors(encoder, corpus, weights_hash=_weights_hash(folder), folder=cache_folder() / "search")
+    known: dict[str, Any] = {"weights_hash": _weights_hash(folder), "folder": cache_folder() / "search"}
+    if precision is not VectorType.FLOAT32:
+        stored = quantised_vectors(encoder, corpus, precision, **known)
+        rows, scores = stored.search(encoder.encode_queries([query], instruction=instruction)[0], top)
+        return encoder, _hits(corpus, rows, scores)
+    vectors = corpus_vectors(encoder, corpus, **known)
     return encoder, search(encoder, query, corpus, top=top, instruction=instruction, vectors=vectors)
 
 
@@ -151,20 +172,37 @@ def encode_file(
     column: str | None = None,
     queries: bool = False,
     instruction: str | None = None,
+    precision: VectorType = VectorType.FLOAT32,
 ) -> Encoded:
     """Write the vectors of a file's texts, row i of text i.
 
+    Args:
+        precision: int8 takes the ranges of the first block of texts and writes them beside the vectors (``OUTPUT.ranges.npy``).
+
     Raises:
         DataError: the texts cannot be read or the vectors not be written.
-        ArtifactError, RegistryError, SubmodelError: see :func:`mlembed_core.registry.resolve.load`.
+        ArtifactError, RegistryError, SubmodelError: see :func:`mlembed_core.registry.load.load`.
     """
     check_vector_file(target)
     texts = read_texts(source, column=column)
     encoder = load(ref, layers=layers, dim=dim, rank=rank)
     started = time.monotonic()
     blocks = encode_blocks(encoder, texts, queries=queries, instruction=instruction)
-    write_vectors(target, texts, blocks, dim=encoder.submodel.dim)
+    if precision is VectorType.FLOAT32:
+        write_vectors(target, texts, blocks, dim=encoder.submodel.dim)
+    else:
+        _write_quantised(target, texts, blocks, precision, dim=encoder.submodel.dim)
     return Encoded(str(target), len(texts), encoder.submodel.dim, encoder.submodel.name, time.monotonic() - started)
+
+
+def _write_quantised(target: Path, texts: Sequence[str], blocks: Iterator[NDArray[Any]], precision: VectorType, *, dim: int) -> None:
+    first = next(blocks)
+    ranges = ranges_of(first) if precision is VectorType.INT8 else None
+    if ranges is not None:
+        np.save(target.with_name(f"{target.name}.ranges.npy"), ranges, allow_pickle=False)
+    width, kind = (dim, np.int8) if precision is VectorType.INT8 else ((dim + 7) // 8, np.uint8)
+    quantised = (quantise(block, precision, ranges=ranges).values for block in chain([first], blocks))
+    write_vectors(target, texts, quantised, dim=width, kind=kind)
 
 
 def _weights_hash(folder: Path) -> str:
@@ -184,7 +222,12 @@ def search(
     known = encoder.encode_documents(corpus.texts) if vectors is None else vectors
     scores = known @ encoder.encode_queries([query], instruction=instruction)[0]
     best = np.argsort(-scores, kind="stable")[:top]
-    return [Hit(rank, float(scores[row]), corpus.texts[row], corpus.places[row]) for rank, row in enumerate(best, start=1)]
+    return _hits(corpus, best, scores[best])
+
+
+def _hits(corpus: Corpus, rows: NDArray[Any], scores: NDArray[Any]) -> list[Hit]:
+    found = enumerate(zip(rows, scores, strict=True), start=1)
+    return [Hit(rank, float(score), corpus.texts[row], corpus.places[row]) for rank, (row, score) in found]
 
 
 def corpus_vectors(encoder: TextEncoder, corpus: Corpus, *, weights_hash: str, folder: Path) -> NDArray[Any]:
@@ -195,12 +238,34 @@ def corpus_vectors(encoder: TextEncoder, corpus: Corpus, *, weights_hash: str, f
     if known is not None:
         path.touch()
         return known
-    vectors = np.empty(shape, dtype=np.float32)
+    vectors = _encode(encoder, corpus)
+    _keep(path, vectors)
+    return vectors
+
+
+def quantised_vectors(encoder: TextEncoder, corpus: Corpus, precision: VectorType, *, weights_hash: str, folder: Path) -> QuantisedVectors:
+    """As :func:`corpus_vectors`, in fewer bits; nothing larger is kept on disk."""
+    dim = encoder.submodel.dim
+    name = hash_of([VECTORS_VERSION, weights_hash, encoder.submodel.name, corpus.digest, precision.value])[:32]
+    values_file, ranges_file = folder / f"{name}.npy", folder / f"{name}.ranges.npy"
+    width, kind = (dim, np.int8) if precision is VectorType.INT8 else ((dim + 7) // 8, np.uint8)
+    values = _read_vectors(values_file, (len(corpus.texts), width), kind)
+    ranges = _read_vectors(ranges_file, (2, dim)) if precision is VectorType.INT8 else None
+    if values is None or (ranges is None and precision is VectorType.INT8):
+        made = quantise(_encode(encoder, corpus), precision)
+        if made.ranges is not None:
+            _keep(ranges_file, made.ranges)
+        _keep(values_file, made.values)
+        return made
+    return QuantisedVectors(precision, values, ranges, dim)
+
+
+def _encode(encoder: TextEncoder, corpus: Corpus) -> NDArray[Any]:
+    vectors = np.empty((len(corpus.texts), encoder.submodel.dim), dtype=np.float32)
     done = 0
     for block in encode_blocks(encoder, corpus.texts):
         vectors[done : done + len(block)] = block
         done += len(block)
-    _keep(path, vectors)
     return vectors
 
 
@@ -219,13 +284,13 @@ def encode_blocks(
             reporter.advance(len(block))
 
 
-def _read_vectors(path: Path, shape: tuple[int, int]) -> NDArray[Any] | None:
+def _read_vectors(path: Path, shape: tuple[int, int], kind: type[np.generic] = np.float32) -> NDArray[Any] | None:
     """Kept vectors, or None where there are none or they are not whole: they can always be made again."""
     try:
         vectors: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError):
         return None
-    return vectors if vectors.shape == shape and vectors.dtype == np.float32 else None
+    return vectors if vectors.shape == shape and vectors.dtype == kind else None
 
 
 def _keep(path: Path, vectors: NDArray[Any]) -> None:

@@ -1,7 +1,7 @@
 """Texts of a person's own file, and vectors written beside them.
 
 Text files: ``.txt`` (a text per line), ``.jsonl`` (a string or an object per line), ``.parquet`` (a column). Vectors: ``.npy``
-(float32, one row per text, never a pickle) or ``.parquet`` (columns ``text`` and ``vector``).
+(float32, int8 or packed bits, one row per text, never a pickle) or ``.parquet`` (columns ``text`` and ``vector``).
 """
 
 from __future__ import annotations
@@ -97,27 +97,29 @@ def check_vector_file(path: Path) -> None:
         raise DataError(f"{path}: the folder {path.parent} does not exist; make it first")
 
 
-def write_vectors(path: Path, texts: Sequence[str], blocks: Iterable[NDArray[Any]], *, dim: int) -> None:
+def write_vectors(
+    path: Path, texts: Sequence[str], blocks: Iterable[NDArray[Any]], *, dim: int, kind: type[np.generic] = np.float32
+) -> None:
     """Write vectors block by block, so that memory does not grow with the file; ``path`` appears only when it is whole.
 
     Args:
         texts: one per row over all blocks.
-        blocks: float32 arrays (rows, dim) that follow each other.
+        blocks: arrays (rows, dim) of type ``kind`` that follow each other.
     """
     with _whole(path) as draft:
         if path.suffix == ".npy":
-            array = np.lib.format.open_memmap(draft, mode="w+", dtype=np.float32, shape=(len(texts), dim))
+            array = np.lib.format.open_memmap(draft, mode="w+", dtype=kind, shape=(len(texts), dim))
             done = 0
             for block in blocks:
                 array[done : done + len(block)] = block
                 done += len(block)
             array.flush()
         else:
-            kind = pa.list_(pa.float32(), dim)
+            column = pa.list_(pa.from_numpy_dtype(kind), dim)
             done = 0
-            with pq.ParquetWriter(draft, pa.schema([("text", pa.string()), ("vector", kind)]), compression="zstd") as writer:
+            with pq.ParquetWriter(draft, pa.schema([("text", pa.string()), ("vector", column)]), compression="zstd") as writer:
                 for block in blocks:
-                    vectors = pa.FixedSizeListArray.from_arrays(pa.array(np.ascontiguousarray(block).reshape(-1)), type=kind)
+                    vectors = pa.FixedSizeListArray.from_arrays(pa.array(np.ascontiguousarray(block).reshape(-1)), type=column)
                     writer.write_batch(
                         pa.record_batch([pa.array(texts[done : done + len(block)], pa.string()), vectors], schema=writer.schema)
                     )

@@ -54,9 +54,9 @@ def run(workspace: Workspace) -> None:
         case TrainedTokenizer():
             result = _trained(workspace, config.tokenizer, sorted(config.sources))
         case LocalTokenizer():
-            result = _taken(_local_folder(workspace, config.tokenizer))
+            result = take(_local_folder(workspace, config.tokenizer))
         case HubTokenizer():
-            result = _taken(_hub_folder(config.tokenizer))
+            result = take(_hub_folder(config.tokenizer))
     with writing(workspace, workspace.tokenizer) as draft:
         save_tokenizer(result.tokenizer, draft, special_tokens=result.special_tokens, max_length=config.tokenizer.max_length)
         write_manifest(
@@ -120,7 +120,12 @@ def _add(seen: set[bytes], key: bytes) -> bool:
     return len(seen) == size
 
 
-def _taken(folder: Path) -> Result:
+def take(folder: Path) -> Result:
+    """The tokenizer of a folder in Hugging Face form, made to append EOS itself.
+
+    Raises:
+        ArtifactError: it is missing or damaged, or nothing says which token ends a text.
+    """
     tokenizer = read_tokenizer(folder / TOKENIZER_FILE)
     special_tokens = _special_tokens(folder)
     eos = special_tokens.get("eos_token") or special_tokens.get("sep_token")

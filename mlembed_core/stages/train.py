@@ -150,6 +150,8 @@ def write_model(
     details: dict[str, Any] = {"axes": {"mrl_dims": axes.mrl_dims, "mll_layers": axes.mll_layers, "mel_ranks": axes.mel_ranks}}
     if "teacher" in hashes:
         details["teacher"] = hashes["teacher"]
+    if curves.merge:
+        details["merge"] = curves.merge
     loss = pd.DataFrame(curves.loss, columns=LOSS_COLUMNS).astype({"rank": "Int64"})
     with writing(workspace, target) as draft:
         write_checkpoint(

@@ -75,6 +75,13 @@ def average_gradients(network: nn.Module) -> None:
             parameter.grad = gradient.div_(world_size())
 
 
+def broadcast_weights(network: nn.Module) -> None:
+    """Give every process the first one's weights."""
+    if world_size() > 1:
+        for tensor in network.state_dict().values():
+            dist.broadcast(tensor, src=0)
+
+
 def agree(value: int, *, what: str, device: torch.device) -> None:
     """Raises MachineError unless every process comes with the same ``value``.
 

@@ -2,7 +2,8 @@
 
 1. open the schedule of batches, the optimizer and, where a killed run left it, its state;
 2. for each step: draw a batch, encode this process's share, compute the loss over exits and dims, step;
-3. now and then: tell the log, look at held-out rows, save the state; leave when told to.
+3. now and then: tell the log, look at held-out rows, save the state; leave when told to;
+4. at the end, where asked: merge the last checkpoints, if held-out rows are better off with that.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from statistics import fmean
 from typing import Any, cast
 
 import torch
@@ -19,17 +21,18 @@ from accelerate import Accelerator
 from mlembed_core.config.axes import Axes
 from mlembed_core.config.base import Precision
 from mlembed_core.config.settings import SettingParams
-from mlembed_core.config.train import TrainParams
+from mlembed_core.config.train import MergeParams, TrainParams
 from mlembed_core.data.sampler import Batch, Sampler
-from mlembed_core.data.store import TrainingCache
-from mlembed_core.errors import TrainingInterruptedError
+from mlembed_core.data.store import CachedSource, TrainingCache
+from mlembed_core.errors import ConfigError, TrainingInterruptedError
 from mlembed_core.model.attention import choose_attention
 from mlembed_core.model.network import Network
 from mlembed_core.progress import Reporter
 from mlembed_core.train import resume
-from mlembed_core.train.distributed import agree
+from mlembed_core.train.distributed import agree, broadcast_weights
 from mlembed_core.train.faults import FiniteGuard, naming_the_knobs
 from mlembed_core.train.grad_cache import grad_cache_step
+from mlembed_core.train.merge import merge
 from mlembed_core.train.optimizer import learning_rate, make_optimizer
 from mlembed_core.train.step import StepLoss, draw_rank, step_loss
 from mlembed_core.train.tracking import loss_metrics, validation_metrics
@@ -48,12 +51,14 @@ class Curves:
         loss: a row per logged step that was not skipped.
         validation: a row per step, source, exit and dim.
         skipped: steps (from 0) that were left out, since their loss or gradient was not finite.
+        merge: mean held-out losses of the last weights and of the merged ones; empty without a merge. The lower one is the model's.
     """
 
     steps: int = 0
     loss: list[dict[str, Any]] = field(default_factory=list)
     validation: list[dict[str, Any]] = field(default_factory=list)
     skipped: list[int] = field(default_factory=list)
+    merge: dict[str, float] = field(default_factory=dict)
 
 
 def train(
@@ -97,6 +102,7 @@ def train(
         num_epochs=params.num_epochs,
     )
     run = _Run(network, cache, sampler, axes, params, seed, accelerator, state_folder, log, setting or SettingParams(), teacher)
+    run.check_held_out_rows()
     first = run.open()
 
     pace = _Pace()
@@ -120,6 +126,9 @@ def train(
                     f"told to stop; the state after step {done} of {sampler.num_steps} is saved in {state_folder}"
                 )
             reporter.advance(note=pace.note)
+    # 4. One set of weights out of the last ones.
+    if params.merge is not None:
+        run.merge_checkpoints(params.merge)
     return run.curves
 
 
@@ -198,12 +207,45 @@ class _Run:
         self.curves.loss.append(row)
         self.log(done, loss_metrics(row) | {"tokens_per_second": tokens_per_second, "skipped_steps": len(self.curves.skipped)})
 
+    def check_held_out_rows(self) -> None:
+        """Raises ConfigError where a merge is asked for and nothing could judge it."""
+        if self.params.merge is not None and not any(len(source.validation) > 1 for source in self._sources_in_use()):
+            raise ConfigError(
+                "train.merge is kept only where it lowers the loss of held-out rows, but no source in use has two of them; raise "
+                "cache.validation_fraction, or leave it out (null)"
+            )
+
+    def merge_checkpoints(self, params: MergeParams) -> None:
+        """Take the merged weights where held-out rows lose less with them; the main process's checkpoints count.
+
+        It is a function of the saved states, so a run that is killed meanwhile comes to the same end.
+        """
+        before = self._held_out_loss()
+        own = {name: value.clone() for name, value in self.network.state_dict().items()}
+        if self.accelerator.is_main_process:
+            self.network.load_state_dict(merge(resume.last_weights(self.state_folder, count=params.last), params.method))
+        broadcast_weights(self.network)
+        after = self._held_out_loss()
+        agree(int(after < before), what="whether the merged weights are better", device=self.accelerator.device)
+        if not after < before:
+            self.network.load_state_dict(own)
+        self.curves.merge = {"last": before, "merged": after}
+        self.accelerator.print(f"merged the last {params.last} checkpoints: held-out loss {before:.4f} → {after:.4f}")
+
+    def _held_out_loss(self) -> float:
+        return fmean(row["loss"] for row in self._validate())
+
+    def _sources_in_use(self) -> list[CachedSource]:
+        weights = self.params.source_weights
+        return [source for source in self.sampler.sources if weights is None or weights.get(source.name)]
+
+    def _validate(self) -> list[dict[str, Any]]:
+        with self._autocast():
+            return validate(self.network, self.cache, self._sources_in_use(), axes=self.axes, temperature=self.params.temperature)
+
     def note_validation(self, done: int) -> None:
         """The loss of held-out rows of every source in use, at exits and dims."""
-        weights = self.params.source_weights
-        in_use = [source for source in self.sampler.sources if weights is None or weights.get(source.name)]
-        with self._autocast():
-            rows = validate(self.network, self.cache, in_use, axes=self.axes, temperature=self.params.temperature)
+        rows = self._validate()
         self.curves.validation += [{"step": done, **row} for row in rows]
         for row in rows:
             self.log(done, validation_metrics(row))

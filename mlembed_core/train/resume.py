@@ -95,16 +95,37 @@ def load_newest(
     return None
 
 
+def last_weights(folder: Path, *, count: int) -> list[dict[str, Tensor]]:
+    """The weights of the newest ``count`` checkpoints, in the order of their steps.
+
+    Raises:
+        ArtifactError: there are fewer, or one is damaged.
+    """
+    candidates = sorted(folder.glob("step-*"))[-count:]
+    if len(candidates) < count:
+        raise ArtifactError(
+            f"train.merge.last={count}, but {folder} holds {len(candidates)} checkpoints; lower it, or train.checkpoint_every"
+        )
+    for candidate in candidates:
+        _check(candidate)
+    return [load_file(candidate / "network.safetensors") for candidate in candidates]
+
+
 def _load(folder: Path, network: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[int, dict[str, Any]]:
-    facts = read_json(folder / "checkpoint.json")
-    for name, digest in facts["files"].items():
-        if sha256_file(folder / name) != digest:
-            raise ArtifactError(f"{folder / name} does not have the hash that checkpoint.json records")
+    facts = _check(folder)
     progress = read_json(folder / "progress.json")
     weights, state = load_file(folder / "network.safetensors"), load_file(folder / "optimizer.safetensors")
     network.load_state_dict(weights)
     _unflatten(optimizer, state)
     return int(facts["step"]), progress
+
+
+def _check(folder: Path) -> dict[str, Any]:
+    facts: dict[str, Any] = read_json(folder / "checkpoint.json")
+    for name, digest in facts["files"].items():
+        if sha256_file(folder / name) != digest:
+            raise ArtifactError(f"{folder / name} does not have the hash that checkpoint.json records")
+    return facts
 
 
 def _sync(path: Path) -> None:

@@ -46,8 +46,12 @@ SETTING = SettingParams.model_validate(
 )
 
 
-def write_cache(folder: Path) -> None:
-    """Rows of random tokens; every third row repeats a passage, so that there are false negatives to mask."""
+def write_cache(folder: Path, *, held_out: int = 0) -> None:
+    """Rows of random tokens; every third row repeats a passage, so that there are false negatives to mask.
+
+    Args:
+        held_out: so many rows more, for validation.
+    """
     rng = np.random.default_rng(0)
     with CacheWriter(folder) as cache:
         cache.begin_source("only", kind=Kind.RETRIEVAL, num_negatives=NUM_NEGATIVES)
@@ -66,6 +70,16 @@ def write_cache(folder: Path) -> None:
             num_negatives=np.full(NUM_ROWS, NUM_NEGATIVES),
             labels=[None] * NUM_ROWS,
         )
+        if held_out:
+            none = np.zeros(0, dtype=np.int64)
+            cache.add_rows(
+                validation=True,
+                queries=texts(held_out),
+                passages=texts(held_out),
+                negatives=none,
+                num_negatives=np.zeros(held_out, dtype=np.int64),
+                labels=[None] * held_out,
+            )
         cache.finish(tokenizer="none")
 
 

@@ -1,41 +1,21 @@
 """Oracle: the saved folder gives equal vectors in our encoder, in plain sentence-transformers and in plain transformers."""
 
-import json
-
 import numpy as np
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
-from tokenizers.processors import TemplateProcessing
 from transformers import AutoModel, AutoTokenizer
 
-from mlembed_core.artifacts import write_manifest
 from mlembed_core.config.model import Pooling
 from mlembed_core.errors import ArtifactError, SubmodelError
 from mlembed_core.model.checkpoint import write_checkpoint
 from mlembed_core.model.encoder import Encoder, weights_hash
 from mlembed_core.model.network import Network
-from tests.tiny import tiny_qwen3
+from tests.tiny import tiny_qwen3, tokenizer_folder
 
 from .architectures import one_by_one, stock
 
 TEXTS = ["a", "hello world", "", "a longer text, long enough to be cut by the limit of tokens", "ünïcödé 🦉"]
 TOLERANCE = 1e-5  # what the README promises; float32 and other orders of summation
-
-
-def tokenizer_folder(path, max_length=20):
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocab = {"<eos>": 0, "<pad>": 1, **{symbol: index + 2 for index, symbol in enumerate(alphabet)}}
-    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
-    tokenizer.add_special_tokens(["<eos>", "<pad>"])
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.post_processor = TemplateProcessing(single="$A <eos>", special_tokens=[("<eos>", 0)])
-    path.mkdir()
-    tokenizer.save(str(path / "tokenizer.json"))
-    config = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<eos>", "pad_token": "<pad>", "model_max_length": max_length}
-    (path / "tokenizer_config.json").write_text(json.dumps(config | {"padding_side": "right"}))
-    write_manifest(path, stage="tokenizer", params={})
-    return path
 
 
 @pytest.fixture(scope="module", params=[None, 8], ids=["dense", "mel"])

@@ -13,9 +13,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from safetensors.numpy import load_file
 
-from mlembed_core.artifacts import Workspace, write_json, write_manifest
+from mlembed_core.artifacts import Workspace, write_manifest
 from mlembed_core.cli import main
+from mlembed_core.config.load import read_yaml
+from mlembed_core.errors import SubmodelError
+from mlembed_core.export.verify import Reader
 
 REPOSITORY = Path(__file__).parents[2]
 TEXTS = ["a red house", "the blue sea", "la maison rouge", "das Haus am See"]
@@ -43,36 +47,18 @@ def mlembed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
 @pytest.fixture(scope="module")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint with random weights: 2 layers, dim 16, rank 8, tokens are bytes."""
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
-
-    from mlembed_core.config.model import RandomBackbone
     from mlembed_core.model.checkpoint import write_checkpoint
     from mlembed_core.model.network import Network
-    from mlembed_core.model.resolve import random_backbone
+    from tests.tiny import tiny_qwen3, tokenizer_folder
 
     root = tmp_path_factory.mktemp("tiny")
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE({token: index for index, token in enumerate([*alphabet, "<eos>"])}, []))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.post_processor = processors.TemplateProcessing(single="$A <eos>", special_tokens=[("<eos>", len(alphabet))])
-    (root / "tokenizer").mkdir()
-    tokenizer.save(str(root / "tokenizer" / "tokenizer.json"))
-    write_json(root / "tokenizer" / "tokenizer_config.json", {"model_max_length": 32})
-    write_manifest(root / "tokenizer", stage="tokenizer", params={})
-    shape = {
-        "hidden_size": 16,
-        "intermediate_size": 16,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 2,
-        "head_dim": 8,
-    }
-    backbone = random_backbone(RandomBackbone(type="random", config={"model_type": "qwen3", **shape}), vocab_size=len(alphabet) + 1, seed=1)
+    tokenizer = tokenizer_folder(root / "tokenizer", max_length=32)
     out = root / "3d"
     out.mkdir()
     axes = {"mrl_dims": [8, 16], "mll_layers": [1, 2], "mel_ranks": [4, 8]}
-    write_checkpoint(out, Network(backbone, rank=8), tokenizer_folder=root / "tokenizer", details={"setting": "3d", **axes})
-    write_manifest(out, stage="train@3d", params={"seed": 1}, inputs={"tokenizer": root / "tokenizer"})
+    network = Network(tiny_qwen3(seed=1, vocab_size=258), rank=8)
+    write_checkpoint(out, network, tokenizer_folder=tokenizer, details={"setting": "3d", **axes})
+    write_manifest(out, stage="train@3d", params={"seed": 1}, inputs={"tokenizer": tokenizer})
     return out
 
 
@@ -132,6 +118,25 @@ def test_search_finds_a_text_by_itself(workspace: Workspace, mlembed: Callable[.
     assert kept.read_bytes() == written
 
 
+@pytest.mark.parametrize(("kind", "shape", "dtype"), [("int8", (4, 16), np.int8), ("binary", (4, 2), np.uint8)])
+def test_vectors_in_fewer_bits(
+    workspace: Workspace, mlembed: Callable[..., Result], kind: str, shape: tuple[int, int], dtype: type[np.generic]
+) -> None:
+    assert mlembed("encode", "texts.txt", "v.npy", "--model", "models/3d", "--vectors", kind).code == 0
+    vectors = np.load("v.npy", allow_pickle=False)
+    assert (vectors.shape, vectors.dtype) == (shape, dtype)
+    assert (workspace.root / "v.npy.ranges.npy").exists() == (kind == "int8")
+    assert mlembed("encode", "texts.txt", "v.parquet", "--model", "models/3d", "--vectors", kind).code == 0
+    np.testing.assert_array_equal(np.array(pq.read_table("v.parquet")["vector"].to_pylist()), vectors)
+    search = ["search", "das Haus am See", "--model", "models/3d", "--file", "texts.txt", "--vectors", kind, "--json"]
+    first = json.loads(mlembed(*search).out)
+    assert first["hits"][0]["text"] == "das Haus am See"
+    assert json.loads(mlembed(*search).out) == first  # from what was kept
+    kept = list((workspace.work / "search").glob("*.npy"))
+    assert len(kept) == (2 if kind == "int8" else 1)
+    assert {np.load(path).dtype for path in kept} <= {np.dtype(dtype), np.dtype(np.float32)}
+
+
 def test_search_goes_over_the_sources_by_default(workspace: Workspace, mlembed: Callable[..., Result]) -> None:
     (workspace.sources / "own").mkdir(parents=True)
     rows = {"query": TEXTS, "passage": TEXTS, "lang": ["eng", "eng", "fra", "deu"], "split": ["train", "dev", "test", "train"]}
@@ -153,6 +158,59 @@ def test_register_then_search_by_alias(workspace: Workspace, mlembed: Callable[.
     assert len(result.out.splitlines()) == 4
 
 
+def test_a_registered_version_is_the_backbone_of_the_next_stage(workspace: Workspace, mlembed: Callable[..., Result]) -> None:
+    assert mlembed("register", "3d").code == 0
+    shutil.copytree(workspace.models / "3d", workspace.tokenizer)
+    values = read_yaml(workspace.params_file) | {"backbone": {"type": "registry", "name": "mlembed_embedded", "version": 1}}
+    workspace.params_file.write_text(json.dumps(values))
+    assert mlembed("backbone").code == 0
+    mine, registered = (load_file(folder / "model.safetensors") for folder in (workspace.backbone, workspace.models / "3d"))
+    assert all(np.array_equal(mine[name], registered[name]) for name in registered)
+    workspace.params_file.write_text(json.dumps(values | {"backbone": {**values["backbone"], "version": 2}}))
+    result = mlembed("backbone")
+    assert result.code == 9
+    assert "has no version 2" in result.err
+
+
+@pytest.mark.filterwarnings("ignore:.*Any type hint")  # MLflow's own, of its own code
+def test_a_version_is_an_mlflow_model_with_the_cuts_as_parameters(workspace: Workspace, mlembed: Callable[..., Result]) -> None:
+    import mlflow
+    import pandas as pd
+
+    import mlembed_core
+
+    assert mlembed("register", "3d").code == 0
+    mlflow.set_tracking_uri(f"sqlite:///{workspace.root}/mlflow.db")
+    model = mlflow.pyfunc.load_model("models:/mlembed_embedded@candidate-3d")
+    table = pd.DataFrame({"text": TEXTS})
+    np.testing.assert_allclose(model.predict(table), mlembed_core.load("models/3d").encode_documents(TEXTS), atol=1e-6)
+    cut = model.predict(table, params={"layers": 1, "dim": 8, "rank": 4, "instruction": "Find it."})
+    expected = mlembed_core.load("models/3d", layers=1, dim=8, rank=4).encode_queries(TEXTS, instruction="Find it.")
+    np.testing.assert_allclose(cut, expected, atol=1e-6)
+    with pytest.raises(SubmodelError, match="dim=17 is out of range"):
+        model.predict(table, params={"dim": 17})
+
+
+def test_an_export_is_checked_searched_and_held_to_its_hashes(
+    workspace: Workspace, mlembed: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Loading sentence-transformers takes seconds; that it reads exports is tested where it is loaded already.
+    monkeypatch.setattr(Reader, "installed", property(lambda reader: reader is Reader.MLEMBED))
+    exported = mlembed("export", "models/3d", "--layers", "1", "--dim", "8", "--rank", "4", "--json")
+    assert exported.code == 0, exported.err
+    done = json.loads(exported.out)
+    assert done["folder"] == "exports/3d-l1-d8-r4-compat-fp32"
+    fingerprint = done["verification"]["fingerprint"]
+    other = mlembed("verify", done["folder"], "--fingerprint", "0" * 64)
+    assert f"has the fingerprint {fingerprint}, not 000" in other.err
+    found = json.loads(mlembed("search", "sea", "--model", done["folder"], "--file", "texts.txt", "--json").out)
+    assert (found["submodel"], len(found["hits"])) == ("l1-d8-r16", 4)  # its table has been multiplied out
+    (workspace.root / done["folder"] / "config.json").write_text("{}")
+    refused = mlembed("verify", done["folder"])
+    assert refused.code == 5
+    assert "config.json has 2 bytes" in refused.err
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
@@ -168,6 +226,8 @@ def test_register_then_search_by_alias(workspace: Workspace, mlembed: Callable[.
         (["encode", "nothing.txt", "v.npy", "--model", "models/3d"], 4, "nothing.txt cannot be read"),
         (["encode", "texts.txt", "v.csv", "--model", "models/3d"], 4, "written as .npy or .parquet"),
         (["encode", "texts.txt", "v.npy", "--model", "models/3d", "--layers", "3"], 7, "layers=3 is out of range"),
+        (["export", "models/3d", "--rank", "9"], 7, "rank=9 is out of range: this model has rank 1 … 8"),
+        (["verify", "models/3d"], 5, "models/3d is no export (no export.json)"),
         (["register"], 2, "name one setting, or give --all"),
         (["register", "3d", "--all"], 2, "name one setting, or give --all"),
         (["register", "4d"], 3, "settings has no '4d' (there are: 3d, baseline)"),
@@ -181,6 +241,25 @@ def test_mistakes_are_explained(
     assert message in " ".join(result.err.replace("│", " ").split())
     assert result.code == code
     assert "Traceback" not in result.err
+
+
+@pytest.mark.slow
+def test_verify_in_a_fresh_process_with_every_stack(workspace: Workspace, mlembed: Callable[..., Result]) -> None:
+    assert mlembed("export", "models/3d", "--format", "factorised", "--dtype", "bf16", "--out", "small").code == 0
+    result = mlembed("verify", "small")
+    assert result.code == 0
+    assert "mlembed within" in result.out
+    assert "sentence-transformers within" in result.out
+
+
+def test_doctor_says_what_a_preset_takes(workspace: Workspace, mlembed: Callable[..., Result]) -> None:
+    shutil.copytree(REPOSITORY / "configs" / "presets", workspace.root / "configs" / "presets")
+    result = mlembed("doctor", "--preset", "ml-embed-80m", "--rows", "1000000")
+    assert result.code == 0
+    assert "ml-embed-80m: 80.1 M parameters" in result.out
+    assert "memory per GPU, setting 3d" in result.out
+    assert "disk, for 1,000,000 rows" in result.out
+    assert json.loads(mlembed("doctor", "--preset", "ml-embed-80m", "--json").out)["disk"]["cache"] > 0
 
 
 def test_doctor_speaks_to_people_and_machines(workspace: Workspace, mlembed: Callable[..., Result]) -> None:

@@ -1,0 +1,164 @@
+"""What a preset takes before it is started: parameters, memory of one GPU, disk of each stage (``mlembed doctor --preset NAME``).
+
+Parameters are counted on a model without memory (torch's meta device), so they are exact for any architecture. Memory adds what a
+training keeps: float32 weights, gradients and AdamW's two moments, on every GPU the same; activations are estimated from the shape.
+Disk follows the file formats; texts are taken to have the recipe's length where there is nothing to measure yet.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from mlembed_core.artifacts import read_json
+from mlembed_core.config.axes import resolve_axes
+from mlembed_core.config.data import LocalOrigin, TrainedTokenizer
+from mlembed_core.config.model import RandomBackbone
+from mlembed_core.config.params import Params
+from mlembed_core.config.train import Checkpointing
+from mlembed_core.errors import ConfigError
+
+QWEN3_VOCABULARY = 151_936  # rows of Qwen3's table, until the preset's tokenizer is there to be asked
+WEIGHT_BYTES = 4  # float32, in training and on disk
+STATE_BYTES = 16  # of a trained weight: itself, its gradient and two moments
+SAVED_STATE_BYTES = 12  # the same without the gradient, in a resume state
+ACTIVATION_BYTES = 2  # bf16
+MEAN_TOKENS = 80  # of a text, the mean of the benchmarks' log-normal lengths
+TEXTS_PER_ROW = 2  # a query and a passage; negatives are passages of other rows
+MAX_NEGATIVES = 24
+DEFAULT_ROWS = 18_000_000  # of the recipe's stage 2
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """Of the stock model with a dense table."""
+
+    table: int
+    layers: int
+    other: int
+
+    @property
+    def total(self) -> int:
+        return self.table + self.layers + self.other
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Bytes, by what they are for.
+
+    Attributes:
+        gpu: setting → part → bytes on each GPU.
+        disk: stage → bytes; DVC keeps another copy unless the file system shares it.
+    """
+
+    preset: str
+    parameters: Parameters
+    rows: int
+    gpu: dict[str, dict[str, int]]
+    disk: dict[str, int]
+
+    def as_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "total_parameters": self.parameters.total}
+
+
+def estimate(params: Params, *, root: Path, rows: int | None = None) -> Budget:
+    """The budget of a parameter file.
+
+    Args:
+        root: of the workspace, where the tokenizer and the sources' files may be already.
+        rows: over all sources; None: the recipe's 18 million.
+
+    Raises:
+        ConfigError: the backbone's shape is not in the parameters.
+    """
+    count = count_parameters(params, root=root)
+    rows = rows or DEFAULT_ROWS
+    gpu = {name: _memory(params, name, count, _vocabulary(params, root)) for name in params.settings}
+    return Budget(params.name, count, rows, gpu, _disk(params, count, rows, root))
+
+
+def count_parameters(params: Params, *, root: Path) -> Parameters:
+    """Parameters of the preset's backbone, from a model that takes no memory.
+
+    Raises:
+        ConfigError: a backbone whose shape stands elsewhere (a folder, the hub, the registry).
+    """
+    if not isinstance(params.backbone, RandomBackbone):
+        raise ConfigError(
+            f"backbone.type={params.backbone.type}: its shape stands in its own files; a budget needs one in the parameters (type: random)"
+        )
+    import torch
+
+    from mlembed_core.model.architecture import form_of
+    from mlembed_core.model.resolve import random_backbone
+
+    backbone = params.backbone.model_copy(update={"config": params.backbone.shape})
+    with torch.device("meta"):
+        model: Any = random_backbone(backbone, vocab_size=_vocabulary(params, root), seed=0)
+    table = model.get_input_embeddings().weight.numel()
+    layers = sum(parameter.numel() for parameter in model.get_submodule(form_of(model).layers).parameters())
+    return Parameters(table, layers, sum(parameter.numel() for parameter in model.parameters()) - table - layers)
+
+
+def _vocabulary(params: Params, root: Path) -> int:
+    if isinstance(params.tokenizer, TrainedTokenizer):
+        return params.tokenizer.vocab_size
+    file = root / getattr(params.tokenizer, "path", "data/tokenizer") / "tokenizer.json"
+    if not file.is_file():
+        return QWEN3_VOCABULARY
+    tokenizer = read_json(file)
+    return len({*tokenizer["model"]["vocab"], *(token["content"] for token in tokenizer.get("added_tokens", []))})
+
+
+def _memory(params: Params, name: str, count: Parameters, vocabulary: int) -> dict[str, int]:
+    """Of one GPU. Every GPU holds all weights: processes share the batch, not the model."""
+    assert isinstance(params.backbone, RandomBackbone)
+    config, setting = params.backbone.shape, params.settings[name]
+    hidden, layers = config["hidden_size"], config["num_hidden_layers"]
+    exits = resolve_axes(name, setting, hidden=hidden, layers=layers).mll_layers
+    table = count.table if setting.mel is None else setting.mel.rank * (vocabulary + hidden)
+    trained = count.layers + count.other + table
+    train = params.train
+    tokens = train.grad_cache_tokens or train.batch_size * TEXTS_PER_ROW * MEAN_TOKENS
+    kept = layers * _matrix_outputs(config)
+    if train.activation_checkpointing is Checkpointing.FULL:
+        tokens = min(tokens, train.bucket_tokens or tokens)  # one bucket is computed again at a time
+    if train.activation_checkpointing is not Checkpointing.SELECTIVE:
+        kept *= 2  # what norms, activations and products of elements keep
+    texts = train.batch_size * (TEXTS_PER_ROW + max(o.num_hard_negatives for o in train.objectives.values()))
+    return {
+        "weights, gradients and moments": trained * STATE_BYTES,
+        "activations (estimated)": tokens * kept * ACTIVATION_BYTES,
+        "vectors of the batch": texts * len(exits) * hidden * WEIGHT_BYTES,
+    }
+
+
+def _matrix_outputs(config: dict[str, Any]) -> int:
+    """Numbers per token and layer that matrix products and attention give: q, k, v, attention, o, gate, up and down."""
+    hidden, heads = config["hidden_size"], config.get("num_attention_heads", 1)
+    width = config.get("head_dim", config["hidden_size"] // heads)
+    queries, keys = heads * width, config.get("num_key_value_heads", heads) * width
+    return int(2 * queries + 2 * keys + 2 * hidden + 2 * config["intermediate_size"])
+
+
+def _disk(params: Params, count: Parameters, rows: int, root: Path) -> dict[str, int]:
+    tokens = rows * TEXTS_PER_ROW * MEAN_TOKENS
+    # The cache's flat files: token ids of 4 bytes; offsets, two text numbers, a label and 24 negatives of 8 (data/store.py).
+    cache = tokens * 4 + rows * 8 * (TEXTS_PER_ROW + 2 + 1 + MAX_NEGATIVES)
+    model = count.total * WEIGHT_BYTES
+    disk = {"source": _source_bytes(params, root), "tokenize": tokens * 2, "cache": cache, "backbone": model}
+    for name, setting in params.settings.items():
+        assert isinstance(params.backbone, RandomBackbone)
+        hidden = params.backbone.shape["hidden_size"]
+        factors = 0 if setting.mel is None else setting.mel.rank * (count.table // hidden + hidden)
+        trained = count.total - (count.table - factors if factors else 0)
+        disk[f"train@{name}"] = model + factors * WEIGHT_BYTES
+        disk[f"train@{name}, resume states"] = params.train.kept_checkpoints * trained * SAVED_STATE_BYTES
+    return disk
+
+
+def _source_bytes(params: Params, root: Path) -> int:
+    """As much as the files that the sources read, as far as they are there."""
+    patterns = [pattern for source in params.sources.values() if isinstance(source.origin, LocalOrigin) for pattern in source.origin.files]
+    return sum(path.stat().st_size for pattern in patterns if not Path(pattern).is_absolute() for path in root.glob(pattern))

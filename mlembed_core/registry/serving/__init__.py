@@ -1,0 +1,1 @@
+"""One model behind HTTP, with every one of its submodels: ``mlembed serve``."""

@@ -1,0 +1,93 @@
+"""The size presets: shapes of the recipe's table, and what they are said to take."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from mlembed_core.budget import QWEN3_VOCABULARY, count_parameters, estimate
+from mlembed_core.config.axes import resolve_axes
+from mlembed_core.config.model import LocalBackbone
+from mlembed_core.config.presets import read
+from mlembed_core.errors import ConfigError
+from mlembed_core.model.network import Network
+from mlembed_core.model.resolve import random_backbone
+
+ROOT = Path(__file__).parents[2]
+PRESETS = ROOT / "configs" / "presets"
+HEAD_DIM, KEY_VALUE_HEADS = 128, 8
+# The recipe's table (hidden, MLP, layers), the heads of Qwen3 at that size, learning rate and epochs.
+TABLE = {
+    "80m": (320, 2048, 8, 16, 4e-5, 4),
+    "160m": (640, 1536, 9, 16, 3e-5, 3),
+    "330m": (896, 2560, 16, 16, 2e-5, 3),
+    "0.6b": (1024, 3072, 28, 16, 1e-5, 2),
+    "1.7b": (2048, 6144, 28, 16, 9e-6, 2),
+    "4b": (2560, 9728, 36, 32, 7e-6, 2),
+    "8b": (4096, 12288, 36, 32, 6e-6, 2),
+    "14b": (5120, 17408, 40, 40, 5e-6, 2),
+}
+# Millions, as the sizes are called. 330M, 1.7B and 8B are rounded names (the last one counts a language model's head).
+NAMED = {"80m": 80, "160m": 160, "0.6b": 600, "4b": 4000, "14b": 14000}
+
+
+@pytest.mark.parametrize("size", TABLE)
+def test_a_size_preset_has_the_recipes_shape(size):
+    hidden, mlp, layers, heads, learning_rate, epochs = TABLE[size]
+    params = read(PRESETS, f"ml-embed-{size}")
+    count = count_parameters(params, root=ROOT)
+    attention = hidden * HEAD_DIM * (2 * heads + 2 * KEY_VALUE_HEADS)
+    expected = QWEN3_VOCABULARY * hidden + layers * (attention + 3 * hidden * mlp)
+    assert count.total == pytest.approx(expected, rel=0.01)
+    if size in NAMED:
+        assert count.total / 1e6 == pytest.approx(NAMED[size], rel=0.01)
+    assert (params.train.learning_rate, params.train.num_epochs) == (learning_rate, epochs)
+    axes = resolve_axes("3d", params.settings["3d"], hidden=hidden, layers=layers)
+    assert axes.mel_ranks[0] == 64
+    assert (axes.mrl_dims[0], axes.mrl_dims[-1], axes.mll_layers[-1]) == (8, hidden, layers)
+
+
+def test_the_networks_of_a_budget_are_those_that_are_trained():
+    params = read(PRESETS, "tiny")
+    budget = estimate(params, root=ROOT, rows=1000)
+    vocabulary = params.tokenizer.vocab_size
+    network = Network(random_backbone(params.backbone, vocab_size=vocabulary, seed=0), rank=params.settings["3d"].mel.rank)
+    trained = sum(parameter.numel() for parameter in network.parameters())
+    assert budget.gpu["3d"]["weights, gradients and moments"] == 16 * trained
+    assert budget.disk["train@3d, resume states"] == params.train.kept_checkpoints * 12 * trained
+    stock = sum(value.numel() for value in network.stock_state_dict().values())
+    assert budget.disk["backbone"] == 4 * stock
+
+
+def test_counting_takes_no_memory():
+    before = torch.get_default_dtype(), torch.tensor(0).device
+    assert count_parameters(read(PRESETS, "ml-embed-14b"), root=ROOT).total > 13e9  # 56 GB that nobody has here
+    assert (torch.get_default_dtype(), torch.tensor(0).device) == before
+
+
+def test_stage_one_has_the_seven_collections_and_no_instructions():
+    params = read(PRESETS, "stage1")
+    assert len(params.sources) == 7
+    assert {source.kind.value for source in params.sources.values()} == {"retrieval"}
+    assert {source.instruction for source in params.sources.values()} == {None}
+
+
+def test_a_shape_that_stands_elsewhere_is_refused():
+    params = read(PRESETS, "tiny")
+    local = params.model_copy(update={"backbone": LocalBackbone(type="local", path="x")})
+    with pytest.raises(ConfigError, match=r"backbone.type=local: its shape stands in its own files"):
+        estimate(local, root=ROOT)
+
+
+def test_a_tokenizer_that_is_there_is_asked(tmp_path):
+    (tmp_path / "downloads" / "tokenizer").mkdir(parents=True)
+    vocabulary = {"model": {"vocab": {"a": 0, "b": 1}}, "added_tokens": [{"content": "<eos>"}, {"content": "a"}]}
+    (tmp_path / "downloads" / "tokenizer" / "tokenizer.json").write_text(json.dumps(vocabulary))
+    (tmp_path / "downloads" / "retrieval").mkdir()
+    (tmp_path / "downloads" / "retrieval" / "x.parquet").write_bytes(b"12345")
+    budget = estimate(read(PRESETS, "ml-embed-80m"), root=tmp_path)
+    assert budget.parameters.table == 3 * 320
+    assert budget.disk["source"] == 5
