@@ -329,6 +329,7 @@ def _evaluated(suite: str, task: AbsTask, contestant: Contestant, predictions: P
         warnings.simplefilter("ignore", UndefinedMetricWarning)
         warnings.simplefilter("ignore", ConvergenceWarning)
         warnings.filterwarnings("ignore", message="To copy construct from a tensor")
+        warnings.filterwarnings("ignore", message="The task '.*' is superseded by")  # which version is asked is the suite's choice
         warnings.filterwarnings("ignore", message="self.within_class_std_dev_ has at least 1 zero")
         result = mteb.evaluate(
             contestant.model,

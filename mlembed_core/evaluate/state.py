@@ -19,7 +19,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from mteb.abstasks.abstask import AbsTask
 
-import mlembed_core
 from mlembed_core.artifacts import hash_of, sha256_file
 
 KEPT = 20  # evaluations whose state stays around
@@ -33,7 +32,7 @@ def fingerprint(**shapes: Any) -> str:
     Args:
         shapes: JSON-able; everything that the caller knows to shape the scores.
     """
-    root = Path(mlembed_core.__file__).parent
+    root = Path(__file__).parents[1]
     code = {path.relative_to(root).as_posix(): sha256_file(path) for pattern in CODE for path in sorted(root.glob(pattern))}
     return hash_of({"shapes": shapes, "libraries": versions(), "code": code})[:16]
 

@@ -35,7 +35,7 @@ def run(workspace: Workspace, suite: str) -> None:
     params = pick(config.suites, suite, path="suites")
     read_manifest(workspace.backbone, made_by="mlembed backbone")
     read_manifest(workspace.tokenizer, made_by="mlembed tokenizer")
-    prepare_process(workspace.work, offline=isinstance(params, LocalSuite))
+    prepare_process(workspace.work, offline=True)
 
     # Loaded only now, as in stage `evaluate`.
     from mlembed_core.data.tokenize import load_tokenizer

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from mlembed_core.artifacts import Workspace, read_manifest, writing
 from mlembed_core.config.base import Section, pick
-from mlembed_core.config.evaluate import EvaluationParams, LocalSuite, Suites
+from mlembed_core.config.evaluate import EvaluationParams, Suites
 from mlembed_core.config.load import load
 from mlembed_core.errors import ArtifactError
 from mlembed_core.evaluate.process import prepare_process
@@ -37,7 +37,7 @@ def run(workspace: Workspace, setting: str, suite: str) -> None:
             f"`mlembed train {setting}` makes it if `settings` in {workspace.params_file} has it; `dvc pull` fetches it."
         )
     read_manifest(folder, made_by=f"mlembed train {setting}")
-    prepare_process(workspace.work, offline=isinstance(params, LocalSuite))
+    prepare_process(workspace.work, offline=True)
 
     # Loaded only now: these libraries read their environment on import, and wrong names are told at once rather than after seconds.
     from mlembed_core.evaluate.run import Job, evaluate
