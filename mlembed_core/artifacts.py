@@ -90,6 +90,11 @@ class Workspace:
         """Scratch and resume state. Git, DVC and every reader of outs ignore it."""
         return self.root / ".work"
 
+    @property
+    def evaluations(self) -> Path:
+        """Finished tasks of evaluations, by fingerprint; and what `mlembed evaluate --model` wrote."""
+        return self.work / "evaluate"
+
     def measured(self, item: str) -> Path:
         """What was measured when an item (``train@3d``) was last run here: times and rates have no place in outs."""
         return self.work / "measured" / f"{item}.json"

@@ -100,13 +100,52 @@ def train(setting: Annotated[str, typer.Argument(help="a key of `settings`")]) -
 
 @app.command(rich_help_panel=STAGES)
 def evaluate(
-    setting: Annotated[str, typer.Argument(help="a key of `settings`")],
-    suite: Annotated[str, typer.Argument(help="a key of `suites`")],
+    setting: Annotated[str | None, typer.Argument(help="a key of `settings`")] = None,
+    suite: Annotated[str | None, typer.Argument(help="a key of `suites`")] = None,
+    model: Annotated[
+        str | None,
+        typer.Option("--model", help="any model: a folder, models:/NAME@alias, ORG/NAME@COMMIT of the hub"),
+    ] = None,
+    suite_option: Annotated[
+        str | None, typer.Option("--suite", help="with --model: a suite's name, a benchmark of mteb, or tasks of mteb with commas between")
+    ] = None,
+    layers: LayersOption = None,
+    dim: DimOption = None,
+    rank: RankOption = None,
+    grid: Annotated[bool, typer.Option("--grid", help="with --model: all of evaluation.submodels that it has")] = False,
+    out: Annotated[Path | None, typer.Option("--out", help="with --model: the folder to write (default: under .work/scored)")] = None,
+    instructions: Annotated[
+        bool | None, typer.Option("--instructions/--no-instructions", help="with --model: mteb's instructions before queries")
+    ] = None,
+    as_json: JsonOption = False,
 ) -> None:
-    """Score one setting's submodels on one suite with mteb."""
-    from mlembed_core.stages import evaluate as stage
+    """Score one setting's submodels on one suite with mteb; or, with --model and --suite, any model."""
+    if model is None:
+        if setting is None or suite is None:
+            raise typer.BadParameter("name a setting and a suite, or give --model and --suite")
+        only_with_model = {"--suite": suite_option, "--layers": layers, "--dim": dim, "--rank": rank, "--out": out, "--grid": grid or None}
+        given = [name for name, value in {**only_with_model, "--instructions": instructions}.items() if value is not None]
+        if given:
+            raise typer.BadParameter(f"{', '.join(given)} belong to --model; a setting's submodels stand in configs/params.yaml")
+        from mlembed_core.stages import evaluate as stage
 
-    stage.run(_workspace(), setting, suite)
+        stage.run(_workspace(), setting, suite)
+        return
+    if suite_option is None or setting is not None:
+        raise typer.BadParameter("--model goes with --suite, and without a setting")
+    if grid and not layers is dim is rank is None:
+        raise typer.BadParameter("--grid scores the cuts of the parameters; leave out --layers, --dim and --rank")
+    from mlembed_core.config.evaluate import SubmodelParams
+    from mlembed_core.registry.evaluate import evaluate_model
+
+    cut = SubmodelParams(layers=layers, dim=dim, rank=rank)
+    done = evaluate_model(model, suite_option, cut=cut, grid=grid, out=out, instructions=instructions)
+    if as_json:
+        _print_json(done.as_dict())
+        return
+    for name, scores in done.scores.items():
+        typer.echo(f"{name}: " + ", ".join(f"{task} {score:.3f}" for task, score in scores.items()))
+    typer.echo(f"table, mteb's result files and model-card sections: {done.folder}", err=True)
 
 
 @app.command(rich_help_panel=STAGES)
@@ -318,6 +357,25 @@ def verify(
         _print_json(done.as_dict())
     else:
         typer.echo(done.summary)
+
+
+@app.command(rich_help_panel=PEOPLE)
+def prefetch(
+    suite: Annotated[str, typer.Argument(help="a suite's name, a benchmark of mteb, or tasks of mteb with commas between")],
+    mirror: Annotated[Path | None, typer.Option("--mirror", help="a folder to fetch into, to carry to a machine without network")] = None,
+    only_list: Annotated[bool, typer.Option("--list", help="say what is where, fetch nothing")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Fetch the datasets of a suite from the hub: scoring itself never downloads."""
+    from mlembed_core.registry.evaluate import prefetch as fetch_all
+
+    found = fetch_all(suite, mirror=mirror, only_list=only_list)
+    if as_json:
+        _print_json([item.__dict__ for item in found])
+        return
+    for item in found:
+        typer.echo(f"{item.dataset}  {item.place}" + ("" if item.found or only_list else "  (fetched)"))
+    typer.echo(f"{len(found)} datasets" if found else f"{suite} reads no dataset of the hub", err=True)
 
 
 @app.command(rich_help_panel=PEOPLE)

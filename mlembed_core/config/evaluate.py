@@ -26,11 +26,15 @@ class LocalTask(Section):
     )
 
 
+KEEPS_QUERY_SCORES = "keep the score of every single query beside the averages; paired comparisons of two models need them"
+
+
 class LocalSuite(Section):
     """Tasks that need no download."""
 
     type: Literal["local"]
     tasks: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+$")], LocalTask] = Field(min_length=1)
+    query_scores: bool = Field(True, description=KEEPS_QUERY_SCORES)
 
 
 class BenchmarkSuite(Section):
@@ -38,9 +42,19 @@ class BenchmarkSuite(Section):
 
     type: Literal["mteb"]
     benchmark: str
+    query_scores: bool = Field(False, description=KEEPS_QUERY_SCORES)
 
 
-SuiteParams = Annotated[LocalSuite | BenchmarkSuite, Field(discriminator="type")]
+class TaskListSuite(Section):
+    """Tasks of the mteb package, by their names there."""
+
+    type: Literal["mteb_tasks"]
+    tasks: list[str] = Field(min_length=1)
+    query_scores: bool = Field(False, description=KEEPS_QUERY_SCORES)
+
+
+Suite = LocalSuite | BenchmarkSuite | TaskListSuite
+SuiteParams = Annotated[Suite, Field(discriminator="type")]
 Suites = dict[Name, SuiteParams]
 
 

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from mlembed_core.config.grid import Shape, Submodel
 from mlembed_core.errors import EvaluationError
 from mlembed_core.evaluate.tasks import is_local
-from mlembed_core.prompts import format_query
+from mlembed_core.prompts import query_prompt
 
 Vectors = NDArray[Any]
 # Unit vectors that differ by less than this in every coordinate are one vector up to float32 rounding in batches of other sizes.
@@ -95,9 +95,21 @@ class SubmodelEncoder(AbsEncoder):  # type: ignore[misc]  # mteb is not type-che
         revision: the hash of the weights. With the submodel's name it makes mteb's identity of a result, so that neither another
             cut nor a retrained model can get an old score.
         instructions: put an instruction before queries in mteb's own tasks; for models that were trained with instructions.
+        prompts: what stands before texts in mteb's own tasks, by mteb's keys and in its order (task, type of task, ``query`` or
+            ``document``); for models that bring prompts of their own. None: none but the instructions.
     """
 
-    def __init__(self, store: StateStore, submodel: Submodel, *, setting: str, revision: str, instructions: bool = False) -> None:
+    def __init__(
+        self,
+        store: StateStore,
+        submodel: Submodel,
+        *,
+        setting: str,
+        revision: str,
+        instructions: bool = False,
+        prompts: dict[str, str] | None = None,
+    ) -> None:
+        self.model_prompts = prompts
         self.submodel = submodel
         self.setting = setting
         self._store = store
@@ -125,14 +137,21 @@ class SubmodelEncoder(AbsEncoder):  # type: ignore[misc]  # mteb is not type-che
         Raises:
             EvaluationError: a vector that cannot be right; the message names model, task, split and text.
         """
-        instruction = self._instruction(task_metadata, prompt_type)
-        texts = [format_query(text, instruction) for batch in inputs for text in batch["text"]]
+        prompt = self._prompt(task_metadata, prompt_type)
+        texts = [prompt + text for batch in inputs for text in batch["text"]]
         states = self._store.states(texts, self.submodel)
         where = f"{self.setting} {self.submodel.name} on task {task_metadata.name} (split {hf_split}, subset {hf_subset})"
         check_vectors(states, texts, width=self.submodel.dim, where=where)
         vectors: Vectors = states / np.linalg.norm(states, axis=1, keepdims=True)
         check_distinct(vectors, texts, where=where)
         return vectors
+
+    def _prompt(self, task_metadata: TaskMetadata, prompt_type: PromptType | None) -> str:
+        """What stands before a text: the model's own prompt where it brings some, else our template around the instruction."""
+        if self.model_prompts and not is_local(task_metadata):
+            key = self.get_prompt_name(task_metadata, prompt_type)
+            return self.model_prompts[key] if key is not None else ""
+        return query_prompt(self._instruction(task_metadata, prompt_type))
 
     def _instruction(self, task_metadata: TaskMetadata, prompt_type: PromptType | None) -> str | None:
         """The instruction before a text. Documents take none; local tasks take their source's; mteb's tasks go by mteb's order."""

@@ -2,21 +2,25 @@
 
 mteb computes every metric. The table takes over the scores and leaves behind what differs from run to run (dates, durations), so
 that equal models give equal files. It also has a row for what could not be scored: a main score that is null means that this
-system cannot do that task, which is not the same as a zero.
+system cannot do that task, which is not the same as a zero. Where a suite keeps them, the scores of single questions follow, one row
+each, with the question's own language; in these rows ``query`` is filled and ``main`` is false.
 """
 
 from __future__ import annotations
 
 import math
+import sys
+import tempfile
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, Protocol
 
 import mteb
 import pyarrow as pa
+import pyarrow.compute
 import pyarrow.parquet as pq
 import torch
 from mteb.abstasks.abstask import AbsTask
@@ -30,9 +34,11 @@ from mlembed_core.config.grid import Shape, Submodel, resolve_submodel
 from mlembed_core.errors import EvaluationError, MachineError, SubmodelError
 from mlembed_core.evaluate.costs import Costs, CountsParameters, submodel_costs
 from mlembed_core.evaluate.encoder import StateStore, SubmodelEncoder
+from mlembed_core.evaluate.questions import Questions, recording
+from mlembed_core.evaluate.state import State, versions
 from mlembed_core.progress import Reporter
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 2: languages as mteb writes them, scores of single questions, versions of all libraries
 DIGITS = 6  # of the small git-tracked summary; the table has the scores as computed
 DATALOADER_ROWS = 4096  # texts that mteb hands over at a time; our encoder makes its own batches of tokens
 NO_METRICS = ("main_score",)  # a copy of one of the others
@@ -79,17 +85,61 @@ class Score:
     bytes_fp32: int | None
     flops_per_token: int | None
     bytes_per_vector: int | None
+    languages: tuple[str, ...]  # language and script, as mteb writes them: deu-Latn
+    query: str | None = None  # in a row of a single question: what names it
 
 
-_ARROW = {"str": pa.string(), "int": pa.int64(), "float": pa.float64(), "bool": pa.bool_()}
+_ARROW = {"str": pa.string(), "int": pa.int64(), "float": pa.float64(), "bool": pa.bool_(), "tuple[str,": pa.list_(pa.string())}
 SCHEMA = pa.schema([(field.name, _ARROW[str(field.type).split(" ", maxsplit=1)[0]]) for field in fields(Score)])
 
 
-def resolve_submodels(cuts: Sequence[SubmodelParams], shape: Shape, *, model: str) -> list[Submodel]:
+@dataclass(frozen=True)
+class Scores:
+    """What came of a suite.
+
+    Attributes:
+        rows: one per number that mteb computed.
+        questions: rows of single questions, in the same columns; empty where a suite does not keep them.
+    """
+
+    rows: list[Score]
+    questions: pa.Table
+
+    @property
+    def table(self) -> pa.Table:
+        """All of it, the averages first."""
+        return pa.concat_tables([_table(self.rows), self.questions]).combine_chunks()
+
+
+def _table(rows: Sequence[Score]) -> pa.Table:
+    return pa.table({name: [getattr(row, name) for row in rows] for name in SCHEMA.names}, schema=SCHEMA)
+
+
+def _scores(table: pa.Table) -> Scores:
+    """The inverse of :attr:`Scores.table`."""
+    single = pa.compute.is_valid(table["query"])
+    columns = table.filter(pa.compute.invert(single)).to_pydict()
+    columns["languages"] = list(map(tuple, columns["languages"]))
+    return Scores([Score(*values) for values in zip(*columns.values(), strict=True)], table.filter(single))
+
+
+class TrainedAxes(Protocol):
+    """What :func:`resolve_submodels` needs of :class:`mlembed_core.model.encoder.TrainedAxes`."""
+
+    @property
+    def mrl_dims(self) -> tuple[int, ...] | None: ...
+    @property
+    def mll_layers(self) -> tuple[int, ...] | None: ...
+    @property
+    def mel_ranks(self) -> tuple[int, ...] | None: ...
+
+
+def resolve_submodels(cuts: Sequence[SubmodelParams], shape: Shape, *, model: str, axes: TrainedAxes | None = None) -> list[Submodel]:
     """The submodels that ``evaluation.submodels`` names, for a model of this shape; two names of one submodel count once.
 
     Args:
         model: its folder, for messages.
+        axes: what it was trained at; cuts at other sizes are scored all the same, and told.
 
     Raises:
         SubmodelError: a cut that the model does not have.
@@ -100,16 +150,36 @@ def resolve_submodels(cuts: Sequence[SubmodelParams], shape: Shape, *, model: st
             submodels.append(resolve_submodel(shape, layers=cut.layers, dim=cut.dim, rank=cut.rank))
         except SubmodelError as error:
             raise SubmodelError(f"evaluation.submodels[{index}] and {model}: {error}; leave this submodel out, or cut less") from None
-    return list(dict.fromkeys(submodels))
+    submodels = list(dict.fromkeys(submodels))
+    untrained = [submodel.name for submodel in submodels if axes is not None and not _is_trained(submodel, shape, axes)]
+    if untrained:
+        print(f"{model} was not trained at the cuts {', '.join(untrained)}; they are scored all the same", file=sys.stderr, flush=True)
+    return submodels
+
+
+def _is_trained(submodel: Submodel, shape: Shape, axes: TrainedAxes) -> bool:
+    cuts = (
+        (submodel.dim, shape.dim, axes.mrl_dims),
+        (submodel.layers, shape.layers, axes.mll_layers),
+        (submodel.rank, shape.rank, axes.mel_ranks),
+    )
+    return all(size == full or size in (trained or ()) for size, full, trained in cuts)
 
 
 def submodel_contestants(
-    encoder: CountsParameters, store: StateStore, submodels: Sequence[Submodel], *, setting: str, revision: str, instructions: bool
+    encoder: CountsParameters,
+    store: StateStore,
+    submodels: Sequence[Submodel],
+    *,
+    setting: str,
+    revision: str,
+    instructions: bool,
+    prompts: dict[str, str] | None = None,
 ) -> list[Contestant]:
     """One contestant per submodel, all over one store."""
     return [
         Contestant(
-            SubmodelEncoder(store, submodel, setting=setting, revision=revision, instructions=instructions),
+            SubmodelEncoder(store, submodel, setting=setting, revision=revision, instructions=instructions, prompts=prompts),
             setting,
             submodel,
             submodel_costs(encoder, submodel),
@@ -125,12 +195,16 @@ def score_suite(
     *,
     num_threads: int,
     after_task: Callable[[], None] = lambda: None,
-) -> list[Score]:
+    query_scores: bool = False,
+    state: State | None = None,
+) -> Scores:
     """Score all contestants on all tasks, task by task.
 
     Args:
         num_threads: of torch and of the linear algebra beneath scikit-learn; part of the result.
         after_task: called when all contestants are through with a task; drop what was kept for it here.
+        query_scores: keep the score of every single question, where a task has such.
+        state: where finished tasks are kept and found; None keeps nothing.
 
     Returns:
         Rows in the order of tasks, contestants, splits and subsets as mteb has them, metrics by name.
@@ -140,18 +214,36 @@ def score_suite(
         MachineError: a task's dataset cannot be loaded.
     """
     torch.set_num_threads(num_threads)
-    rows: list[Score] = []
-    total = len(tasks) * len(contestants)
-    with threadpool_limits(limits=num_threads), Reporter(f"Scoring {suite}", total, "scores") as progress:
-        for task in tasks:
+    kept = [None if state is None else state.load(task, SCHEMA) for task in tasks]
+    found: list[Scores] = []
+    start, total = sum(table is not None for table in kept) * len(contestants), len(tasks) * len(contestants)
+    with (
+        threadpool_limits(limits=num_threads),
+        Reporter(f"Scoring {suite}", total, "scores", start=start) as progress,
+        tempfile.TemporaryDirectory(prefix="mlembed-") as scratch,
+    ):
+        for number, (task, table) in enumerate(zip(tasks, kept, strict=True)):
+            if table is not None:
+                found.append(_scores(table))
+                continue
             _load(task)
-            for contestant in contestants:
-                rows += _score_task(suite, task, contestant)
+            parts = []
+            for index, contestant in enumerate(contestants):
+                parts.append(_score_task(suite, task, contestant, Path(scratch) / f"{number}-{index}" if query_scores else None))
                 progress.advance(note=task.metadata.name)
             after_task()
             if task.data_loaded:
                 task.unload_data()
-    return rows
+            found.append(_joined(parts))
+            if state is not None:
+                state.save(task, found[-1].table)
+    return _joined(found)
+
+
+def _joined(parts: Sequence[Scores]) -> Scores:
+    return Scores(
+        [row for part in parts for row in part.rows], pa.concat_tables([SCHEMA.empty_table(), *(part.questions for part in parts)])
+    )
 
 
 def summary(rows: Sequence[Score], systems: Mapping[str, tuple[str, Submodel | None]]) -> dict[str, dict[str, float]]:
@@ -176,16 +268,21 @@ def summary(rows: Sequence[Score], systems: Mapping[str, tuple[str, Submodel | N
     return found
 
 
-def write_table(path: Path, rows: Sequence[Score], tasks: Sequence[AbsTask], *, facts: dict[str, str]) -> None:
-    """The long table as parquet. Its metadata (key ``mlembed``) names mteb's version, the datasets' revisions and ``facts``."""
+def write_table(path: Path, scores: Scores, tasks: Sequence[AbsTask], *, facts: dict[str, str]) -> None:
+    """The long table as parquet. Its metadata (key ``mlembed``) has the libraries' versions, the datasets' revisions and ``facts``."""
     metadata = {
         "format_version": FORMAT_VERSION,
-        "mteb": mteb.__version__,
-        "datasets": {task.metadata.name: f"{task.metadata.dataset['path']}@{task.metadata.dataset['revision']}" for task in tasks},
+        "versions": versions(),
+        "datasets": {task.metadata.name: dataset_of(task) for task in tasks},
         **facts,
     }
-    schema = SCHEMA.with_metadata({"mlembed": canonical_json(metadata)})
-    pq.write_table(pa.Table.from_pylist([asdict(row) for row in rows], schema=schema), path, compression="zstd")
+    pq.write_table(scores.table.replace_schema_metadata({"mlembed": canonical_json(metadata)}), path, compression="zstd")
+
+
+def dataset_of(task: AbsTask) -> str:
+    """``path@revision`` of a task's data, wherever they lie on this machine."""
+    dataset = task.metadata.dataset
+    return f"{getattr(task, 'dataset_path', dataset['path'])}@{dataset['revision']}"
 
 
 def write_summary(path: Path, found: dict[str, dict[str, float]]) -> None:
@@ -208,15 +305,31 @@ def _load(task: AbsTask) -> None:
         ) from error
 
 
-def _score_task(suite: str, task: AbsTask, contestant: Contestant) -> list[Score]:
+def _score_task(suite: str, task: AbsTask, contestant: Contestant, scratch: Path | None) -> Scores:
+    """One contestant on one task.
+
+    Args:
+        scratch: a folder of their own, for what single questions are read from; None where those are not kept.
+    """
     if not contestant.can_do(task):
-        return [_row(suite, task, contestant, "default", "test", task.metadata.languages, task.metadata.main_score, None)]
+        row = _row(suite, task, contestant, "default", "test", task.metadata.bcp47_codes, task.metadata.main_score, None)
+        return Scores([row], SCHEMA.empty_table())
+    if scratch is None:
+        return Scores(_evaluated(suite, task, contestant), SCHEMA.empty_table())
+    with recording(task, scratch) as recorder:
+        rows = _evaluated(suite, task, contestant, recorder.predictions)
+        questions = [_question_rows(suite, task, contestant, part) for part in recorder.found()]
+    return Scores(rows, pa.concat_tables([SCHEMA.empty_table(), *questions]))
+
+
+def _evaluated(suite: str, task: AbsTask, contestant: Contestant, predictions: Path | None = None) -> list[Score]:
     with warnings.catch_warnings():
         # A label that is never predicted has no precision, which mteb counts as 0; a fit of at most 100 steps is mteb's choice; and
         # so is the copy of a tensor. A coordinate in which a class does not vary only matters to priors that nobody asks for.
         warnings.simplefilter("ignore", UndefinedMetricWarning)
         warnings.simplefilter("ignore", ConvergenceWarning)
         warnings.filterwarnings("ignore", message="To copy construct from a tensor")
+        warnings.filterwarnings("ignore", message="The task '.*' is superseded by")  # which version is asked is the suite's choice
         warnings.filterwarnings("ignore", message="self.within_class_std_dev_ has at least 1 zero")
         result = mteb.evaluate(
             contestant.model,
@@ -224,15 +337,37 @@ def _score_task(suite: str, task: AbsTask, contestant: Contestant) -> list[Score
             cache=None,
             co2_tracker=False,
             show_progress_bar=False,
+            prediction_folder=predictions,
             encode_kwargs={"batch_size": DATALOADER_ROWS, "show_progress_bar": False},
         )
     return [
-        _row(suite, task, contestant, scores["hf_subset"], split, [code.split("-")[0] for code in scores["languages"]], metric, value)
+        _row(suite, task, contestant, scores["hf_subset"], split, scores["languages"], metric, value)
         for task_result in result.task_results
         for split, subsets in task_result.scores.items()
         for scores in subsets
         for metric, value in sorted(_metrics(scores).items())
     ]
+
+
+def _question_rows(suite: str, task: AbsTask, contestant: Contestant, part: Questions) -> pa.Table:
+    """The rows of single questions: the columns of an average, but for question, language and score."""
+    common = _row(suite, task, contestant, part.subset, part.split, (), part.metric, None)
+    size = len(part.ids)
+    columns = {name: pa.repeat(pa.scalar(getattr(common, name), SCHEMA.field(name).type), size) for name in SCHEMA.names}
+    codes = [code.split("+") for code in part.codes]
+    columns |= {
+        "query": pa.array(part.ids, pa.string()),
+        "score": pa.array(part.scores, pa.float64()),
+        "language": pa.array([_language(code) for code in codes], pa.string()),
+        "languages": pa.array(codes, pa.list_(pa.string())),
+        "main": pa.repeat(pa.scalar(value=False), size),
+    }
+    return pa.table(columns, schema=SCHEMA)
+
+
+def _language(codes: Sequence[str]) -> str:
+    languages = [code.split("-")[0] for code in codes]
+    return "+".join(languages) if len(languages) <= MAX_LANGUAGES else MANY_LANGUAGES
 
 
 def _metrics(scores: Mapping[str, Any]) -> dict[str, float]:
@@ -241,7 +376,7 @@ def _metrics(scores: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _row(
-    suite: str, task: AbsTask, contestant: Contestant, subset: str, split: str, languages: Sequence[str], metric: str, score: float | None
+    suite: str, task: AbsTask, contestant: Contestant, subset: str, split: str, codes: Sequence[str], metric: str, score: float | None
 ) -> Score:
     submodel, costs = contestant.submodel, contestant.costs
     main = metric == task.metadata.main_score
@@ -262,7 +397,7 @@ def _row(
         task=task.metadata.name,
         task_type=task.metadata.type,
         subset=subset,
-        language="+".join(languages) if len(languages) <= MAX_LANGUAGES else MANY_LANGUAGES,
+        language=_language(codes),
         split=split,
         metric=metric,
         score=None if score is None else float(score),
@@ -270,4 +405,5 @@ def _row(
         bytes_fp32=costs.bytes_fp32 if costs else None,
         flops_per_token=costs.flops_per_token if costs else None,
         bytes_per_vector=costs.bytes_per_vector if costs else None,
+        languages=tuple(codes),
     )

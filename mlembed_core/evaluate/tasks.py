@@ -11,13 +11,15 @@ and no question has two right answers of which only one is known. The order of a
 from __future__ import annotations
 
 import hashlib
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
 from datasets import Dataset
+from fontTools.unicodedata import script
 from mteb.abstasks import AbsTaskBitextMining, AbsTaskClassification, AbsTaskRetrieval
 from mteb.abstasks.abstask import AbsTask
 from mteb.abstasks.task_metadata import TaskMetadata
@@ -31,6 +33,7 @@ from mlembed_core.errors import DataError
 COLUMNS = ("query", "passage", "lang", "label", "split")
 LOCAL = "local/"  # start of a local task's dataset path, which is never looked up anywhere
 UNDETERMINED_SCRIPT = "Zyyy"  # ISO 15924: rows name their language, not its script
+NO_SCRIPTS = (UNDETERMINED_SCRIPT, "Zinh", "Zzzz")  # of digits and punctuation, of marks, of what Unicode has not assigned
 MANY_LANGUAGES = "mul"  # ISO 639-2
 
 
@@ -104,7 +107,13 @@ def local_task(name: str, params: LocalTask, sources: Path) -> AbsTask:
         main_score=base.main_metric,
     )
     # mteb's tasks are classes with their metadata on the class, and some of its code relies on that.
-    return cast("AbsTask", type(name, (base,), {"metadata": metadata, "content": content})())
+    own = {
+        "metadata": metadata,
+        "content": content,
+        "languages_of": _languages(rows["test"]),
+        "parameters": params.model_dump(mode="json"),
+    }
+    return cast("AbsTask", type(name, (base,), own)())
 
 
 def is_local(metadata: TaskMetadata) -> bool:
@@ -197,10 +206,41 @@ def _content(params: LocalTask, rows: Mapping[str, Sequence[Example]], where: st
     raise AssertionError(params.type)
 
 
+def question_code(task: Any, text: str) -> str:
+    """Language and script of a question of a local task, in mteb's form (``deu-Latn``); ``mul`` where rows of several languages hold it."""
+    langs = task.languages_of.get(text, frozenset())
+    language = next(iter(langs)) if len(langs) == 1 else MANY_LANGUAGES if langs else "eng"
+    return f"{language}-{script_of(text)}"
+
+
+def script_of(text: str) -> str:
+    """The script (ISO 15924) of most of a text's letters, ``Zyyy`` where it has none."""
+    counts = Counter(map(_script, text))
+    found = [(count, name) for name, count in counts.items() if name not in NO_SCRIPTS]
+    return max(found)[1] if found else UNDETERMINED_SCRIPT
+
+
+@cache
+def _script(character: str) -> str:
+    return str(script(character))
+
+
+def _languages(rows: Sequence[Example]) -> dict[str, frozenset[str]]:
+    """Text → the languages of the rows that hold it."""
+    found: dict[str, set[str]] = defaultdict(set)
+    for row in rows:
+        if row.lang is not None:
+            found[row.query].add(row.lang)
+            found[row.passage].add(row.lang)
+    return {text: frozenset(langs) for text, langs in found.items()}
+
+
 class _Local:
     """The part that local tasks share: their data is already here."""
 
     content: ClassVar[Any]
+    languages_of: ClassVar[dict[str, frozenset[str]]]
+    parameters: ClassVar[dict[str, Any]]
     dataset: Any
     data_loaded: bool
 

@@ -313,7 +313,7 @@ def main_scores(folder: Path) -> dict[tuple[str, str, str], float]:
     values: dict[tuple[str, str, str], list[float]] = defaultdict(list)
     for path in sorted(folder.glob("*.parquet")):
         try:
-            table = pq.read_table(path, columns=["suite", "submodel", "task", "score", "main"])
+            table = pq.read_table(path, columns=["suite", "submodel", "task", "score", "main"], filters=[("main", "=", True)])
             rows = table.to_pylist()
         except (pa.ArrowException, OSError, KeyError) as error:
             raise ArtifactError(

@@ -35,7 +35,7 @@ def run(workspace: Workspace, suite: str) -> None:
     params = pick(config.suites, suite, path="suites")
     read_manifest(workspace.backbone, made_by="mlembed backbone")
     read_manifest(workspace.tokenizer, made_by="mlembed tokenizer")
-    prepare_process(workspace.work, offline=isinstance(params, LocalSuite))
+    prepare_process(workspace.work, offline=True)
 
     # Loaded only now, as in stage `evaluate`.
     from mlembed_core.data.tokenize import load_tokenizer
@@ -57,12 +57,19 @@ def run(workspace: Workspace, suite: str) -> None:
         budget = TokenBudget(load_tokenizer(workspace.tokenizer), encoder.max_length)
         sources = [workspace.sources / name for name in sorted({task.source for task in params.tasks.values()})]
         contestants += lexical_contestants(budget, train_texts(sources))
-    rows = score_suite(suite, tasks, contestants, num_threads=config.evaluation.num_threads, after_task=store.clear)
+    scores = score_suite(
+        suite,
+        tasks,
+        contestants,
+        num_threads=config.evaluation.num_threads,
+        after_task=store.clear,
+        query_scores=params.query_scores,
+    )
     table, digest = (workspace.scores / CONTROLS / f"{suite}{suffix}" for suffix in (".parquet", ".json"))
     names = {
         item.setting if item.submodel is None else f"{UNTRAINED} {item.submodel.name}": (item.setting, item.submodel)
         for item in contestants
     }
     with writing(workspace, table) as table_draft, writing(workspace, digest) as digest_draft:
-        write_table(table_draft, rows, tasks, facts={"weights": revision})
-        write_summary(digest_draft, summary(rows, names))
+        write_table(table_draft, scores, tasks, facts={"weights": revision})
+        write_summary(digest_draft, summary(scores.rows, names))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from mlembed_core.artifacts import Workspace, read_manifest, writing
 from mlembed_core.config.base import Section, pick
-from mlembed_core.config.evaluate import EvaluationParams, LocalSuite, Suites
+from mlembed_core.config.evaluate import EvaluationParams, Suites
 from mlembed_core.config.load import load
 from mlembed_core.errors import ArtifactError
 from mlembed_core.evaluate.process import prepare_process
@@ -37,24 +37,30 @@ def run(workspace: Workspace, setting: str, suite: str) -> None:
             f"`mlembed train {setting}` makes it if `settings` in {workspace.params_file} has it; `dvc pull` fetches it."
         )
     read_manifest(folder, made_by=f"mlembed train {setting}")
-    prepare_process(workspace.work, offline=isinstance(params, LocalSuite))
+    prepare_process(workspace.work, offline=True)
 
     # Loaded only now: these libraries read their environment on import, and wrong names are told at once rather than after seconds.
-    from mlembed_core.evaluate.encoder import StateStore
-    from mlembed_core.evaluate.scoring import resolve_submodels, score_suite, submodel_contestants, summary, write_summary, write_table
+    from mlembed_core.evaluate.run import Job, evaluate
+    from mlembed_core.evaluate.scoring import resolve_submodels, summary, write_summary, write_table
+    from mlembed_core.evaluate.state import State
     from mlembed_core.evaluate.suites import suite_tasks, uses_instructions
     from mlembed_core.model.encoder import Encoder, weights_hash
 
     tasks = suite_tasks(suite, params, sources=workspace.sources)
     encoder = Encoder.from_folder(folder, precision=config.evaluation.precision)
-    submodels = resolve_submodels(config.evaluation.submodels, encoder.shape, model=str(folder))
-    store = StateStore(encoder, submodels, batch_tokens=config.evaluation.batch_tokens)
-    revision = weights_hash(folder)
-    contestants = submodel_contestants(
-        encoder, store, submodels, setting=setting, revision=revision, instructions=uses_instructions(workspace.sources)
+    submodels = resolve_submodels(config.evaluation.submodels, encoder.shape, model=str(folder), axes=encoder.axes)
+    job = Job(
+        name=setting,
+        weights=weights_hash(folder),
+        submodels=tuple(submodels),
+        evaluation=config.evaluation,
+        query_scores=params.query_scores,
+        instructions=uses_instructions(workspace.sources),
     )
-    rows = score_suite(suite, tasks, contestants, num_threads=config.evaluation.num_threads, after_task=store.clear)
+    state = State(workspace.evaluations, job.fingerprint)
+    scores = evaluate(job, encoder, suite, tasks, state)
     table, digest = (workspace.scores / setting / f"{suite}{suffix}" for suffix in (".parquet", ".json"))
     with writing(workspace, table) as table_draft, writing(workspace, digest) as digest_draft:
-        write_table(table_draft, rows, tasks, facts={"weights": revision})
-        write_summary(digest_draft, summary(rows, {submodel.name: (setting, submodel) for submodel in submodels}))
+        write_table(table_draft, scores, tasks, facts={"weights": job.weights})
+        write_summary(digest_draft, summary(scores.rows, {submodel.name: (setting, submodel) for submodel in submodels}))
+    state.forget(tasks)

@@ -34,14 +34,14 @@ def tasks(sources):
     return suite_tasks("tiny", SUITE, sources=sources)
 
 
-def score(tasks, encoder, submodels=SUBMODELS):
+def score(tasks, encoder, submodels=SUBMODELS, **more):
     store = StateStore(encoder, submodels, batch_tokens=64)
     contestants = submodel_contestants(encoder, store, submodels, setting="mine", revision="abc", instructions=False)
-    return score_suite("tiny", tasks, contestants, num_threads=1, after_task=store.clear)
+    return score_suite("tiny", tasks, contestants, num_threads=1, after_task=store.clear, **more)
 
 
-def main_scores(rows):
-    return {(row.task, row.submodel): row.score for row in rows if row.main}
+def main_scores(scores):
+    return {(row.task, row.submodel): row.score for row in scores.rows if row.main}
 
 
 def test_an_encoder_that_understands_scores_one(tasks, understanding):
@@ -151,7 +151,7 @@ def test_the_table_is_a_function_of_the_scores(tasks, random, tmp_path):
     for name in ("first", "again"):
         rows = score(tasks, random)
         write_table(tmp_path / f"{name}.parquet", rows, tasks, facts={"weights": "abc"})
-        write_summary(tmp_path / f"{name}.json", summary(rows, {s.name: ("mine", s) for s in SUBMODELS}))
+        write_summary(tmp_path / f"{name}.json", summary(rows.rows, {s.name: ("mine", s) for s in SUBMODELS}))
     for suffix in ("parquet", "json"):
         assert (tmp_path / f"first.{suffix}").read_bytes() == (tmp_path / f"again.{suffix}").read_bytes()
 
@@ -174,7 +174,7 @@ def test_the_table_holds_every_metric_and_marks_the_main_one(tasks, random, tmp_
 
 
 def test_the_summary_averages_main_scores_and_skips_what_is_incomplete(tasks, random):
-    rows = score(tasks, random, [FULL])
+    rows = score(tasks, random, [FULL]).rows
     of_full = summary(rows, {"full": ("mine", FULL)})["full"]
     assert of_full["average"] == pytest.approx(np.mean([value for key, value in of_full.items() if key != "average"]), abs=1e-6)
     missing = [dataclasses.replace(row, score=None) if row.main and row.task == "Names" else row for row in rows]
@@ -200,3 +200,71 @@ def test_costs_follow_the_shape(random):
     assert costs.bytes_fp32 == 4 * (4 * 132 + 2000 + 32)
     assert costs.flops_per_token == 2 * (2000 + 4 * 32)  # the layers, and V
     assert costs.bytes_per_vector == 64
+
+
+def test_the_mean_of_the_questions_is_the_main_score(tasks, random):
+    scores = score(tasks, random, [FULL, NARROW], query_scores=True)
+    frame = scores.table.to_pandas()
+    single = frame[frame["query"].notna()]
+    assert not single["main"].any()
+    means = single.groupby(["task", "submodel"])["score"].mean().to_dict()
+    assert means == pytest.approx(main_scores(scores), abs=1e-5)  # mteb rounds the measures of rankings to five digits
+    assert len(means) == 6
+    # Both models answer the same questions, whose languages are those of their texts.
+    asked = {name: list(part["query"]) for name, part in single[single["task"] == "Names"].groupby("submodel")}
+    assert asked[FULL.name] == asked[NARROW.name]
+    assert set(single[single["task"] == "Names"]["language"]) == {"deu", "fra", "zul"}
+    assert {code for codes in single[single["task"] == "Names"]["languages"] for code in codes} == {"deu-Latn", "fra-Latn", "zul-Latn"}
+    assert set(single[single["task"] == "Answers"]["language"]) == {"eng"}
+
+
+def test_a_stopped_evaluation_goes_on_with_the_next_task(tasks, random, stand_in, tmp_path, capsys):
+    from mlembed_core.evaluate.state import State
+
+    whole = score(tasks, random, query_scores=True)
+    kept = State(tmp_path, "abc")
+
+    def stops(text, rank, layers):
+        if text.startswith("class"):
+            raise KeyboardInterrupt
+        return random.exit_states([text], rank=rank, layers=[layers])[0][0]
+
+    with pytest.raises(KeyboardInterrupt):
+        score(tasks, stand_in(stops), query_scores=True, state=kept)
+    assert len(list(kept.folder.iterdir())) == 2
+    random.calls.clear()
+    again = score(tasks, random, query_scores=True, state=kept)
+    assert again.table.equals(whole.table)
+    assert all(text.startswith("class") for _, _, texts in random.calls for text in texts)
+
+    # A file that was damaged since is named, and its task alone scored again.
+    (damaged,) = kept.folder.glob("Names-*")
+    content = bytearray(damaged.read_bytes())
+    content[200] ^= 0xFF
+    damaged.write_bytes(content)
+    random.calls.clear()
+    assert score(tasks, random, query_scores=True, state=kept).table.equals(whole.table)
+    assert f"{damaged} is damaged" in capsys.readouterr().err
+    assert not any(text.startswith(("class", "what")) for _, _, texts in random.calls for text in texts)
+    kept.forget(tasks)
+    assert not kept.folder.exists()
+
+
+def test_nothing_but_the_same_evaluation_has_its_name(monkeypatch):
+    from mlembed_core.config.evaluate import EvaluationParams
+    from mlembed_core.evaluate import state
+    from mlembed_core.evaluate.run import Job
+
+    evaluation = EvaluationParams(submodels=[SubmodelParams()], num_threads=1)
+    job = Job(name="mine", weights="abc", submodels=(FULL,), evaluation=evaluation, query_scores=True)
+    others = [
+        dataclasses.replace(job, weights="def"),
+        dataclasses.replace(job, submodels=(FULL, THIN)),
+        dataclasses.replace(job, query_scores=False),
+        dataclasses.replace(job, evaluation=evaluation.model_copy(update={"num_threads": 2})),
+    ]
+    names = {item.fingerprint for item in [job, *others]}
+    monkeypatch.setattr(state, "versions", lambda: {"mteb": "0"})
+    assert len({*names, job.fingerprint}) == 6
+    monkeypatch.undo()
+    assert dataclasses.replace(job).fingerprint == job.fingerprint

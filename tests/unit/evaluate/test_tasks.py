@@ -153,3 +153,12 @@ def test_a_benchmark_of_mteb_by_its_name(tmp_path):
     tasks = suite_tasks("english", BenchmarkSuite(type="mteb", benchmark="MTEB(eng, v2)"), sources=tmp_path)
     assert len(tasks) == 41
     assert not any(left.metadata.name == right.metadata.name for left, right in itertools.combinations(tasks, 2))
+
+
+@pytest.mark.parametrize(
+    ("text", "script"), [("Straße 7", "Latn"), ("привет, ab", "Cyrl"), ("東京", "Hani"), ("12 : 30", "Zyyy"), ("", "Zyyy")]
+)
+def test_the_script_of_a_text_is_that_of_most_of_its_letters(text, script):
+    from mlembed_core.evaluate.tasks import script_of
+
+    assert script_of(text) == script
