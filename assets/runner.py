@@ -1,7 +1,8 @@
 """The process between Dagster and DVC: ``python -m assets.runner repro --single-item ITEM`` calls DVC and tells Dagster live what it says.
 
 It holds a Pipes session and passes every line on as it comes. Stopped (cancelled in the UI), it ends the whole tree below it;
-killed, or its parent killed, the tree dies with it (``processes.start``). DVC itself killed, the stage dies with DVC.
+killed, the tree dies with it (``processes.start``), and it dies with the run's process that started it (``MLEMBED_DIES_WITH``: Pipes
+gives no other hold on it). DVC itself killed, the stage dies with DVC.
 
 Arguments after ``--`` are run instead of DVC, as a whole command (``-- mlembed register 3d``).
 """
@@ -18,6 +19,7 @@ from dagster_pipes import PipesContext, open_dagster_pipes
 
 from assets.graph import dvc_environment, dvc_executable
 from assets.processes import start, stop_tree
+from mlembed_core import lifeline
 from mlembed_core.artifacts import Workspace
 from mlembed_core.errors import MlembedError
 
@@ -63,6 +65,7 @@ def run(command: Sequence[str], pipes: PipesContext) -> int:
 
 
 def main() -> None:
+    lifeline.hold()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupt)
     with open_dagster_pipes() as pipes:

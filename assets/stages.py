@@ -39,6 +39,7 @@ from assets.checks import MATCHES_DVC, PREDICATES, Verdict
 from assets.facts import Facts, facts_of
 from assets.graph import LockedItem
 from assets.partitions import WORKSPACE, item_of
+from mlembed_core import lifeline
 from mlembed_core.errors import MachineError, RegistryError
 
 OWNER = "team:mlembed"
@@ -163,7 +164,12 @@ def run_item(context: AssetExecutionContext | OpExecutionContext, pipes: PipesSu
     """
     status = 1
     try:
-        pipes.run(context=context, command=[sys.executable, "-m", "assets.runner", *command], cwd=str(WORKSPACE.root))
+        pipes.run(
+            context=context,
+            command=[sys.executable, "-m", "assets.runner", *command],
+            cwd=str(WORKSPACE.root),
+            env=lifeline.environment({}),  # Pipes adds it to this process's own
+        )
         return
     except DagsterPipesExecutionError as error:
         if found := re.search(r"code (\d+)$", str(error)):

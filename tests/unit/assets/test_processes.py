@@ -101,6 +101,30 @@ def test_a_stage_dies_with_either_program_above_it(tmp_path, killed):
         top.wait()
 
 
+def test_what_a_run_started_dies_with_the_run(tmp_path):
+    """The run's process → assets.runner → a command: the first is killed with SIGKILL; Pipes' own client would leave the rest running."""
+    command = f"import os, pathlib, time; pathlib.Path({str(tmp_path / 'command')!r}).write_text(f'{{os.getpid()}}\\n'); time.sleep(60)"
+    worker = textwrap.dedent(f"""
+        import os, pathlib, subprocess, sys
+        from assets.stages import run_item
+        class Pipes:
+            def run(self, *, context, command, cwd, env):
+                runner = subprocess.Popen(command, cwd=cwd, env={{**os.environ, **env}})
+                pathlib.Path({str(tmp_path / "runner")!r}).write_text(f"{{runner.pid}}\\n")
+                runner.wait()
+        run_item(None, Pipes(), ["--", sys.executable, "-c", {command!r}])
+    """)
+    top = subprocess.Popen([sys.executable, "-W", "ignore", "-c", worker], cwd=ROOT, env=ENVIRONMENT)
+    try:
+        runner_pid, command_pid = wait_for(tmp_path / "runner"), wait_for(tmp_path / "command")
+        os.kill(top.pid, signal.SIGKILL)
+        assert gone(runner_pid)
+        assert gone(command_pid)
+    finally:
+        top.kill()
+        top.wait()
+
+
 def test_without_anything_to_depend_on_a_stage_just_runs():
     environment = {name: value for name, value in ENVIRONMENT.items() if name != DIES_WITH}
     code = "from mlembed_core import lifeline; import threading; lifeline.hold(); print(threading.active_count())"
