@@ -65,7 +65,7 @@ def rows(sources, tokenizer):
     tasks = suite_tasks("tiny", SUITE, sources=sources)
     budget = TokenBudget(tokenizer, 40)
     contestants = lexical_contestants(budget, train_texts(sources / name for name in ("answers", "names", "classes")))
-    return score_suite("tiny", tasks, contestants, num_threads=1)
+    return score_suite("tiny", tasks, contestants, num_threads=1).rows
 
 
 def test_numbers_in_common_are_found(rows):

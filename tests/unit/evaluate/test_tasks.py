@@ -8,7 +8,7 @@ import pytest
 from mlembed_core.artifacts import manifest_hash
 from mlembed_core.config.evaluate import BenchmarkSuite, LocalSuite, LocalTask
 from mlembed_core.errors import ArtifactError, ConfigError, DataError
-from mlembed_core.evaluate.suites import suite_tasks, uses_instructions
+from mlembed_core.evaluate.suites import mteb_tasks, suite_tasks, uses_instructions
 from mlembed_core.evaluate.tasks import Example, bitext, labelled_texts, local_task, retrieval
 
 
@@ -149,8 +149,8 @@ def test_an_unknown_benchmark_is_answered_with_the_nearest(tmp_path):
     assert "'MTEB(eng, v2)'" in str(error.value)
 
 
-def test_a_benchmark_of_mteb_by_its_name(tmp_path):
-    tasks = suite_tasks("english", BenchmarkSuite(type="mteb", benchmark="MTEB(eng, v2)"), sources=tmp_path)
+def test_a_benchmark_of_mteb_by_its_name():
+    tasks = mteb_tasks("english", BenchmarkSuite(type="mteb", benchmark="MTEB(eng, v2)"))
     assert len(tasks) == 41
     assert not any(left.metadata.name == right.metadata.name for left, right in itertools.combinations(tasks, 2))
 
