@@ -417,6 +417,28 @@ def summary(as_json: JsonOption = False) -> None:
         table.show(found)
 
 
+@app.command(rich_help_panel=PEOPLE)
+def choose(
+    max_mb: Annotated[float | None, typer.Option("--max-mb", min=0, help="weights on disk at most, in fp32, in 10⁶ bytes")] = None,
+    max_vector_bytes: Annotated[int | None, typer.Option("--max-vector-bytes", min=4, help="a float32 vector at most")] = None,
+    min_score: Annotated[float | None, typer.Option("--min-score", min=0, max=1, help="at least this share of the best average")] = None,
+    setting: Annotated[str | None, typer.Option("--setting", help="only submodels of this one")] = None,
+    suite: Annotated[str | None, typer.Option("--suite", help="which scores count (default: the report's only suite)")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Answer which submodel to ship, from the report, and print the command that exports it."""
+    from mlembed_core.evaluate.report.choose import Limits
+    from mlembed_core.evaluate.report.choose import choose as pick
+    from mlembed_core.evaluate.report.summarise import Report
+
+    report = Report.load(Workspace.find().reports / "report.json")
+    done = pick(report, Limits(max_mb, max_vector_bytes, min_score, setting), suite=suite)
+    if as_json:
+        _print_json(done.as_dict())
+    else:
+        typer.echo(done.summary)
+
+
 def _show_budget(preset: str, rows: int | None, *, as_json: bool) -> None:
     from mlembed_core.budget import estimate
     from mlembed_core.config.presets import read
