@@ -1,6 +1,7 @@
 """More sources than Dagster itself follows (it drops staleness behind 100 partitions or more): the pages still say what DVC says."""
 
 import json
+import re
 import sys
 
 import pytest
@@ -57,7 +58,9 @@ def test_one_source_of_a_hundred_changed_by_hand(tmp_path):
     first, unchanged, again, changed, mended = json.loads(said.splitlines()[-1])
 
     num_items = 2 * SOURCES + len(SETTINGS) + len(SETTINGS) * len(SUITES) + len(SUITES) + 4
-    assert f"{num_items} materialisations, {num_items} check results; DVC calls 0 items changed" in first["said"]
+    told = re.search(rf"{num_items} materialisations, (\d+) check results; DVC calls 0 items changed", first["said"])
+    assert told
+    assert int(told[1]) > num_items  # matches_dvc of every item, and the predicates of those that have some
     assert {state for *_, state in first["answers"]} == {"SUCCEEDED"}
     assert "no file of the workspace has changed" in unchanged["said"]
     assert again == "0 materialisations, 0 check results"
