@@ -75,8 +75,14 @@ def test_cutting_equals_the_library_s_own(tokenizer: Tokenizer) -> None:
         assert token_ids(tokenizer, TEXTS, max_length) == [encoding.ids for encoding in library.encode_batch(TEXTS)]
 
 
-# Left out: what Python lower-cases by its neighbours, and what is too new for Python's own tables.
-@given(st.text(alphabet=st.characters(exclude_categories=["Cs", "Cn"], exclude_characters="İΣ"), max_size=80))
+# Left out: what Python lower-cases by its neighbours, and characters younger than Unicode 3.2, of which Python's tables and the library's
+# do not know the same ones (U+10781 has a compatible form in Python 3.11's, and none in the library's).
+SETTLED = st.characters(exclude_categories=["Cs", "Cn"], exclude_characters="İΣ").filter(
+    lambda character: unicodedata.ucd_3_2_0.category(character) != "Cn"
+)
+
+
+@given(st.text(alphabet=SETTLED, max_size=80))
 def test_decoding_gives_back_all_that_is_not_white_space_or_case(tokenizer: Tokenizer, text: str) -> None:
     (ids,) = token_ids(tokenizer, [text], 10_000)
     decoded = tokenizer.decode(ids)
