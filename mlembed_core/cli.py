@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn, Protocol
 
 import typer
 
@@ -281,10 +281,7 @@ def export(
     from mlembed_core.registry.resolve import resolve
 
     done = write(resolve(model), out, layers=layers, dim=dim, rank=rank, form=form, dtype=dtype, instruction=instruction)
-    if as_json:
-        _print_json(done.as_dict())
-    else:
-        typer.echo(done.summary)
+    _tell(done, as_json=as_json)
 
 
 @app.command(rich_help_panel=PEOPLE)
@@ -337,10 +334,7 @@ def import_(
     from mlembed_core.importing import import_folder
 
     done = import_folder(folder, out or Path("imported") / folder.resolve().name, max_length=max_length, pooling=pooling)
-    if as_json:
-        _print_json(done.as_dict())
-    else:
-        typer.echo(done.summary)
+    _tell(done, as_json=as_json)
 
 
 @app.command(rich_help_panel=PEOPLE)
@@ -353,10 +347,7 @@ def verify(
     from mlembed_core.export.verify import verify as check
 
     done = check(folder, fingerprint=fingerprint)
-    if as_json:
-        _print_json(done.as_dict())
-    else:
-        typer.echo(done.summary)
+    _tell(done, as_json=as_json)
 
 
 @app.command(rich_help_panel=PEOPLE)
@@ -433,10 +424,7 @@ def choose(
 
     report = Report.load(Workspace.find().reports / "report.json")
     done = pick(report, Limits(max_mb, max_vector_bytes, min_score, setting), suite=suite)
-    if as_json:
-        _print_json(done.as_dict())
-    else:
-        typer.echo(done.summary)
+    _tell(done, as_json=as_json)
 
 
 def _show_budget(preset: str, rows: int | None, *, as_json: bool) -> None:
@@ -457,6 +445,22 @@ def _show_budget(preset: str, rows: int | None, *, as_json: bool) -> None:
     typer.echo(f"disk, for {budget.rows:,} rows (DVC's cache holds a second copy unless the file system shares it)")
     for stage, size in budget.disk.items():
         typer.echo(f"  {size / 2**30:9.2f} GiB  {stage}" + ("  (its files are not there yet)" if not size else ""))
+
+
+class _Result(Protocol):
+    """What a command has to say, for machines and for people."""
+
+    def as_dict(self) -> dict[str, Any]: ...
+
+    @property
+    def summary(self) -> str: ...
+
+
+def _tell(done: _Result, *, as_json: bool) -> None:
+    if as_json:
+        _print_json(done.as_dict())
+    else:
+        typer.echo(done.summary)
 
 
 def _print_json(value: object) -> None:

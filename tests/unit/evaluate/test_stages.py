@@ -32,13 +32,7 @@ suites:
 """
 
 
-@pytest.fixture(autouse=True)
-def _environment_stays(monkeypatch):
-    before = dict(os.environ)
-    yield
-    for name in set(os.environ) - set(before):
-        del os.environ[name]
-    os.environ.update(before)
+pytestmark = pytest.mark.usefixtures("environment_stays")
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import threading
@@ -23,13 +22,7 @@ REPOSITORY = Path(__file__).parents[3]
 TASKS = "SciFact,Banking77Classification"
 
 
-@pytest.fixture(autouse=True)
-def _environment_stays(monkeypatch):
-    before = dict(os.environ)
-    yield
-    for name in set(os.environ) - set(before):
-        del os.environ[name]
-    os.environ.update(before)
+pytestmark = pytest.mark.usefixtures("environment_stays")
 
 
 @pytest.fixture
