@@ -39,10 +39,11 @@ class ReferenceWay(nn.Module):
         for row, text in enumerate(texts):
             ids[row, : len(text)] = torch.from_numpy(text)
             mask[row, : len(text)] = 1
+        ids, mask = ids.to(self.u.device), mask.to(self.u.device)
         embedded = functional.embedding(ids, self.u @ self.v)
         output = self.backbone(inputs_embeds=embedded, attention_mask=mask, output_hidden_states=True, use_cache=False)
         layers = self.backbone.config.num_hidden_layers
-        rows, last = torch.arange(len(texts)), mask.sum(dim=1) - 1
+        rows, last = torch.arange(len(texts), device=mask.device), mask.sum(dim=1) - 1
         return [
             (output.last_hidden_state if depth == layers else self.backbone.norm(output.hidden_states[depth]))[rows, last]
             for depth in exits
@@ -58,7 +59,8 @@ def reference_loss(states: Sequence[Tensor], *, num_rows: int, dims: Sequence[in
             vectors = functional.normalize(exit_states.float()[:, :dim], dim=1)
             queries, positives, negatives = vectors[:num_rows], vectors[num_rows : 2 * num_rows], vectors[2 * num_rows :]
             own = torch.cat([positives[:, None], negatives.view(num_rows, -1, dim)], dim=1)
-            in_batch = functional.cross_entropy(queries @ positives.T / temperature, torch.arange(num_rows))
-            hard = functional.cross_entropy((own @ queries[:, :, None])[:, :, 0] / temperature, torch.zeros(num_rows, dtype=torch.long))
+            first = torch.zeros(num_rows, dtype=torch.long, device=own.device)
+            in_batch = functional.cross_entropy(queries @ positives.T / temperature, torch.arange(num_rows, device=own.device))
+            hard = functional.cross_entropy((own @ queries[:, :, None])[:, :, 0] / temperature, first)
             total = total + weight * (in_batch + hard)
     return total / len(states)

@@ -52,6 +52,7 @@ from mlembed_core.registry.client import (
     registering,
 )
 from mlembed_core.registry.pyfunc import mlmodel
+from mlembed_core.train.state_folder import drop_states
 from mlembed_core.train.tracking import (
     GIT_COMMIT_TAG,
     GIT_DIRTY_TAG,
@@ -127,7 +128,7 @@ class Registration:
 
 
 def register(workspace: Workspace, settings: Sequence[str] | None = None) -> list[Registration]:
-    """Register trained settings, in one connection.
+    """Register trained settings, in one connection; a model that DVC has on record needs its training's resume state no more.
 
     Args:
         settings: keys of ``settings`` in the parameters; None takes all.
@@ -149,7 +150,10 @@ def register(workspace: Workspace, settings: Sequence[str] | None = None) -> lis
             record = workspace.registration(registration.setting)
             with writing(workspace, record) as draft:
                 write_json(draft, registration.lasting())
-        return done
+    for model in trained:
+        if model.dvc_md5 is not None:
+            drop_states(workspace, model.setting, model.output_hash)
+    return done
 
 
 def _register_one(registry: Registry, workspace: Workspace, name: str, model: TrainedModel) -> Registration:

@@ -35,7 +35,7 @@ from mlembed_core.train.control import StopRequest, report
 from mlembed_core.train.distributed import world_size
 from mlembed_core.train.launch import EXPECTED_WORLD_SIZE
 from mlembed_core.train.loop import LOSS_COLUMNS, Curves, train
-from mlembed_core.train.resume import only_one
+from mlembed_core.train.state_folder import note_out, only_one, state_folder
 from mlembed_core.train.teacher import Teacher, load_teacher
 from mlembed_core.train.tracking import open_run
 
@@ -92,8 +92,8 @@ def run(workspace: Workspace, setting_name: str) -> None:
         if accelerator.is_main_process
         else None
     )
-    state_folder = workspace.work / "train" / setting_name / fingerprint
-    alone = only_one(state_folder) if accelerator.is_main_process else nullcontext()
+    folder = state_folder(workspace, setting_name, fingerprint)
+    alone = only_one(folder) if accelerator.is_main_process else nullcontext()
     with alone, tracker or nullcontext(), StopRequest() as stop_requested:
         curves = train(
             network,
@@ -102,7 +102,7 @@ def run(workspace: Workspace, setting_name: str) -> None:
             params=config.train,
             seed=config.seed,
             accelerator=accelerator,
-            state_folder=state_folder,
+            state_folder=folder,
             log=tracker.log if tracker else _ignore,
             setting=setting,
             teacher=None if teacher is None else teacher.network,
@@ -111,7 +111,9 @@ def run(workspace: Workspace, setting_name: str) -> None:
         if setting.lora is not None:
             merge_adapters(network)
         if accelerator.is_main_process:
-            write_model(workspace, workspace.models / setting_name, network, curves, axes, setting_name, params, inputs, hashes)
+            out = workspace.models / setting_name
+            write_model(workspace, out, network, curves, axes, setting_name, params, inputs, hashes)
+            note_out(folder, manifest_hash(out))
 
 
 def _teacher(workspace: Workspace, setting_name: str, setting: SettingParams, *, hidden: int) -> Teacher | None:

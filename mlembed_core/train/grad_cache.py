@@ -26,7 +26,7 @@ from mlembed_core.data.store import TrainingCache
 from mlembed_core.model.network import Network
 from mlembed_core.model.pack import Bucket
 from mlembed_core.train.distributed import average_gradients
-from mlembed_core.train.step import LossTerms, StepLoss, StepPlan, encode, encode_taught, loss_terms, num_tokens, plan_buckets, plan_step
+from mlembed_core.train.step import LossTerms, StepLoss, encode, encode_taught, loss_terms, num_tokens, plan_buckets, plan_step
 
 
 def grad_cache_step(
@@ -63,9 +63,9 @@ def grad_cache_step(
     terms = backward_in_chunks(
         network,
         chunks_of(buckets, max_tokens),
-        plan,
         lambda states: loss_terms(states, taught, cache, plan, axes=axes, params=params, setting=setting),
         exits=axes.mll_layers,
+        mel_rank=plan.mel_rank,
         backward=backward,
         autocast=autocast,
     )
@@ -88,19 +88,19 @@ def chunks_of(buckets: Sequence[Bucket], max_tokens: int) -> list[list[Bucket]]:
 def backward_in_chunks(
     network: Network,
     chunks: Sequence[Sequence[Bucket]],
-    plan: StepPlan,
     loss_of: Callable[[Float[Tensor, "exit text hidden"]], LossTerms],
     *,
     exits: Sequence[int],
+    mel_rank: int | None,
     backward: Callable[[Tensor], None],
     autocast: Callable[[], AbstractContextManager[object]],
 ) -> LossTerms:
-    """Compute the loss of the plan's texts and add its gradient to the parameters'.
+    """Compute the loss of the chunks' texts and add its gradient to the parameters'.
 
     Args:
         network: the plain module. Processes may have different numbers of chunks, so that a wrapper which averages gradients in every
             backward pass would wait for passes that never come; they are averaged once, at the end.
-        chunks: of all the plan's texts, at least one, the largest last.
+        chunks: of all texts, at least one, the largest last.
         loss_of: from the states of all texts.
     """
     orders = [torch.cat([bucket.order for bucket in chunk]).sort().values for chunk in chunks]
@@ -108,7 +108,7 @@ def backward_in_chunks(
     states: list[Tensor] = []
     for index, chunk in enumerate(chunks):
         with autocast(), torch.set_grad_enabled(index == kept):
-            states.append(encode(network, chunk, exits, plan, chunk=index))
+            states.append(encode(network, chunk, exits, mel_rank))
 
     joined = torch.cat([part.detach() for part in states], dim=1)
     leaf = joined[:, torch.cat(orders).argsort().to(joined.device)].requires_grad_()
@@ -121,7 +121,7 @@ def backward_in_chunks(
     del states
     for index in range(kept):
         with autocast():
-            again = encode(network, chunks[index], exits, plan, chunk=index)
+            again = encode(network, chunks[index], exits, mel_rank)
         backward((again * gradient[:, orders[index].to(gradient.device)]).sum())
     average_gradients(network)
     return terms

@@ -1,20 +1,15 @@
 """Resume state of a training: weights, optimizer, step and curves under ``.work/``, so that a killed run goes on where it was.
 
 Draws are functions of (seed, step), so this is all the state there is. A checkpoint is written to a temporary folder, synced and
-renamed; a damaged one is skipped with a warning for the one before. DVC clears a stage's outs before it runs the stage again, hence
-a place outside the outs, found by the fingerprint of everything that shapes the result.
+renamed; a damaged one is skipped with a warning for the one before. Where they live: ``train/state_folder.py``.
 """
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -22,9 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from mlembed_core.artifacts import read_json, sha256_file, write_json
-from mlembed_core.errors import ArtifactError, MachineError
-
-LOCK_PATIENCE_S = 10.0  # a process whose launcher was killed notices within a second (lifeline.py)
+from mlembed_core.errors import ArtifactError
 
 
 def save(folder: Path, *, step: int, network: nn.Module, optimizer: torch.optim.Optimizer, progress: dict[str, Any], kept: int) -> None:
@@ -50,33 +43,6 @@ def save(folder: Path, *, step: int, network: nn.Module, optimizer: torch.optim.
     _sync(folder)  # the new name is a change of the folder; before it is on disk, no older state may go
     for old in sorted(folder.glob("step-*"))[:-kept]:
         shutil.rmtree(old, ignore_errors=True)
-
-
-@contextmanager
-def only_one(folder: Path) -> Iterator[None]:
-    """Hold the folder's states against another training of the same fingerprint, one that outlived its launcher for instance.
-
-    Raises:
-        MachineError: there is one.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("w") as handle:
-        if not _locked(handle, time.monotonic() + LOCK_PATIENCE_S):
-            raise MachineError(
-                f"another process is training this setting with these parameters (it holds {folder / 'lock'}). Wait for it, or stop it."
-            )
-        yield
-
-
-def _locked(handle: IO[str], end: float) -> bool:
-    while True:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # given back by the system when the process ends, however it ends
-            return True
-        except BlockingIOError:
-            if time.monotonic() > end:
-                return False
-            time.sleep(0.1)
 
 
 def load_newest(

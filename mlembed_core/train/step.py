@@ -30,7 +30,6 @@ from mlembed_core.model.pack import Bucket, pack
 from mlembed_core.train.distributed import gather, rank, split_rows, world_size
 
 RANK_STREAM = 1  # tells the draw of a MEL rank from the sampler's draws under the same seed and step
-DROPOUT_STREAM = 2
 
 
 @dataclass(frozen=True)
@@ -54,8 +53,6 @@ class StepPlan:
     texts: NDArray[np.int64]
     positions: NDArray[np.int64]
     mel_rank: int | None
-    step: int
-    seed: int
 
     @property
     def num_rows(self) -> int:
@@ -124,7 +121,7 @@ def step_loss(
     plan = plan_step(
         cache, sampler, batch, step=step, seed=seed, axes=axes, objective=setting.objective_of(batch.source.kind, params.objectives)
     )
-    states = encode(network, plan_buckets(network, cache, plan, max_tokens=params.bucket_tokens), axes.mll_layers, plan)
+    states = encode(network, plan_buckets(network, cache, plan, max_tokens=params.bucket_tokens), axes.mll_layers, plan.mel_rank)
     taught = None if teacher is None else encode_taught(teacher, cache, plan, max_tokens=params.bucket_tokens)
     terms = loss_terms(states, taught, cache, plan, axes=axes, params=params, setting=setting)
     return StepLoss(terms, num_tokens(cache, plan))
@@ -151,8 +148,6 @@ def plan_step(cache: TrainingCache, sampler: Sampler, batch: Batch, *, step: int
         texts=texts,
         positions=positions,
         mel_rank=draw_rank(axes, seed=seed, step=step),
-        step=step,
-        seed=seed,
     )
 
 
@@ -167,17 +162,10 @@ def num_tokens(cache: TrainingCache, plan: StepPlan) -> int:
     return int(cache.lengths(plan.texts).sum())
 
 
-def encode(
-    network: nn.Module, buckets: Sequence[Bucket], exits: Sequence[int], plan: StepPlan, *, chunk: int = 0
-) -> Float[Tensor, "exit text hidden"]:
-    """States of the buckets' texts, in ascending order of the texts' numbers.
-
-    Args:
-        chunk: number of this part of the step, so that dropout differs between parts and is the same when a part is encoded again.
-    """
+def encode(network: nn.Module, buckets: Sequence[Bucket], exits: Sequence[int], mel_rank: int | None) -> Float[Tensor, "exit text hidden"]:
+    """States of the buckets' texts, in ascending order of the texts' numbers."""
     device = next(network.parameters()).device
-    torch.manual_seed(_dropout_seed(plan, chunk))
-    states: Tensor = network([bucket.to(device) for bucket in buckets], exits, plan.mel_rank)
+    states: Tensor = network([bucket.to(device) for bucket in buckets], exits, mel_rank)
     if states.dtype in (torch.bfloat16, torch.float16):
         states = states.float()  # a softmax at temperature 0.05 needs the digits
     return states
@@ -293,7 +281,3 @@ def _excluded(
     if params.mask_similar_margin is not None:
         masks.append(false_negatives.similar(queries, targets, items, margin=params.mask_similar_margin))
     return torch.stack(masks).any(dim=0) if masks else None
-
-
-def _dropout_seed(plan: StepPlan, chunk: int) -> int:
-    return int(np.random.SeedSequence([plan.seed, plan.step, DROPOUT_STREAM, rank(), chunk]).generate_state(1, np.uint64)[0] >> 1)

@@ -14,6 +14,7 @@ import pytest
 from mlembed_core.artifacts import Workspace, manifest_hash, sha256_file
 from mlembed_core.errors import ArtifactError, ConfigError, RegistryError
 from mlembed_core.registry.register import dvc_directory_md5, register
+from mlembed_core.train.state_folder import note_out, state_folder
 from mlembed_core.train.tracking import connect, local_tracking_uri, open_run
 
 
@@ -173,13 +174,18 @@ def test_without_scores_or_report_a_model_can_be_registered(workspace: Workspace
 def test_dvcs_md5_is_recorded_if_it_is_of_these_bytes(workspace: Workspace) -> None:
     lock = workspace.root / "dvc.lock"
     lock.write_text(lock_text("0" * 32 + ".dir"))
+    state = state_folder(workspace, "3d", "fingerprint")
+    state.mkdir(parents=True)
+    note_out(state, manifest_hash(workspace.models / "3d"))
     (done,) = register(workspace, ["3d"])
+    assert state.is_dir()  # the bytes on disk are on record nowhere yet
     assert done.dvc_md5 is None
     assert "mlembed.dvc_md5" not in versions_of(workspace)[0].tags
     md5 = dvc_directory_md5(workspace.models / "3d")
     lock.write_text(lock_text(md5))
     (done,) = register(workspace, ["3d"])
     assert done.dvc_md5 == md5
+    assert not state.exists()
     assert versions_of(workspace)[0].tags["mlembed.dvc_md5"] == md5
 
 

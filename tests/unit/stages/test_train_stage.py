@@ -14,8 +14,8 @@ from mlembed_core.errors import ConfigError, MachineError
 from mlembed_core.model.checkpoint import write_checkpoint
 from mlembed_core.model.network import Network
 from mlembed_core.stages import train as stage
-from mlembed_core.train import resume
-from mlembed_core.train.resume import only_one
+from mlembed_core.train import state_folder
+from mlembed_core.train.state_folder import drop_states, only_one
 from mlembed_core.train.teacher import folder_hash
 from tests.distributed.worker import VOCAB, stock
 
@@ -133,9 +133,23 @@ def test_another_teacher_makes_another_training(workspace):
 
 
 def test_the_same_training_twice_at_once_is_refused(workspace, monkeypatch):
-    monkeypatch.setattr(resume, "LOCK_PATIENCE_S", 0.2)
+    monkeypatch.setattr(state_folder, "LOCK_PATIENCE_S", 0.2)
     write_params(workspace)
     stage.run(workspace, "small")
     (folder,) = (workspace.work / "train" / "small").iterdir()
     with only_one(folder), pytest.raises(MachineError, match="another process is training this setting"):
         stage.run(workspace, "small")
+
+
+def test_the_state_of_a_training_goes_with_its_own_out_only(workspace):
+    write_params(workspace)
+    stage.run(workspace, "small")
+    (folder,) = (workspace.work / "train" / "small").iterdir()
+    own = manifest_hash(workspace.models / "small")
+    drop_states(workspace, "small", "another")
+    drop_states(workspace, "baseline", own)
+    with only_one(folder):
+        drop_states(workspace, "small", own)  # in use
+    assert folder.is_dir()
+    drop_states(workspace, "small", own)
+    assert not folder.exists()

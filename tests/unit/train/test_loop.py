@@ -8,7 +8,7 @@ from accelerate import Accelerator
 
 from mlembed_core.config.settings import SettingParams
 from mlembed_core.errors import MachineError, TrainingError, TrainingInterruptedError
-from mlembed_core.train import resume
+from mlembed_core.train import resume, state_folder
 from mlembed_core.train.faults import naming_the_knobs
 from mlembed_core.train.loop import train
 from mlembed_core.train.optimizer import learning_rate
@@ -21,7 +21,7 @@ class Killed(BaseException):
     """Stands for SIGKILL: nothing of ours catches it."""
 
 
-def run(folder, state, *, die_at=None, spoil=(), dropout=0.0, network=None, setting=None, stop_requested=lambda: False, **options):
+def run(folder, state, *, die_at=None, spoil=(), network=None, setting=None, stop_requested=lambda: False, **options):
     """Train the problem of the two-process test in this process.
 
     Args:
@@ -32,9 +32,6 @@ def run(folder, state, *, die_at=None, spoil=(), dropout=0.0, network=None, sett
     options = {"num_steps": STEPS, "checkpoint_every": 3, "log_every": 1, **options}
     made, cache, _, axes, params = problem(folder, batch_size=8, **options)
     network = (made if network is None else network).float()
-    network.backbone.config.attention_dropout = dropout
-    for layer in network.backbone.layers:
-        layer.self_attn.attention_dropout = dropout
     steps = count(resume_step(state))
     network.embedding.u.register_hook(lambda gradient: gradient * (float("nan") if next(steps) in spoil else 1.0))
 
@@ -78,11 +75,10 @@ def cache(tmp_path_factory):
     [
         {"precision": "fp32"},
         {"precision": "bf16"},
-        {"dropout": 0.2},
-        {"dropout": 0.2, "grad_cache_tokens": 40},
+        {"grad_cache_tokens": 40},
         {"spoil": (3, 6), "max_skipped_steps": 2},
     ],
-    ids=["fp32", "bf16", "dropout", "dropout in chunks", "with skipped steps"],
+    ids=["fp32", "bf16", "in chunks", "with skipped steps"],
 )
 def test_killed_twice_and_resumed_equals_uninterrupted(cache, tmp_path, options):
     expected, curves = run(cache, tmp_path / "whole", **options)
@@ -100,15 +96,6 @@ def test_chunks_are_another_way_to_the_same_run(cache, tmp_path):
     losses = [[row["loss"] for row in each.loss] for each in (curves, chunked_curves)]
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)  # float32, and Adam's first steps divide small by small
     assert max(float((found[name] - value).abs().max()) for name, value in expected.items()) < 1e-3
-
-
-def test_dropout_is_drawn_by_seed_and_step(cache, tmp_path):
-    plain, _ = run(cache, tmp_path / "plain")
-    first, _ = run(cache, tmp_path / "first", dropout=0.2)
-    torch.manual_seed(12345)
-    second, _ = run(cache, tmp_path / "second", dropout=0.2)
-    assert_equal(second, first)
-    assert any(not torch.equal(plain[name], value) for name, value in first.items())
 
 
 def test_the_loss_falls_and_every_parameter_moves(cache, tmp_path):
@@ -161,10 +148,10 @@ def test_told_to_stop_without_checkpoints_it_saves_too(cache, tmp_path):
 
 
 def test_one_folder_of_states_serves_one_training(tmp_path, monkeypatch):
-    monkeypatch.setattr(resume, "LOCK_PATIENCE_S", 0.2)
-    with resume.only_one(tmp_path), pytest.raises(MachineError, match="another process is training"), resume.only_one(tmp_path):
+    monkeypatch.setattr(state_folder, "LOCK_PATIENCE_S", 0.2)
+    with state_folder.only_one(tmp_path), pytest.raises(MachineError, match="another process is training"), state_folder.only_one(tmp_path):
         pass
-    with resume.only_one(tmp_path):
+    with state_folder.only_one(tmp_path):
         pass
 
 
