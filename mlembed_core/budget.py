@@ -1,7 +1,8 @@
 """What a preset takes before it is started: parameters, memory of one GPU, disk of each stage (``mlembed doctor --preset NAME``).
 
 Parameters are counted on a model without memory (torch's meta device), so they are exact for any architecture. Memory adds what a
-training keeps: float32 weights, gradients and AdamW's two moments, on every GPU the same; activations are estimated from the shape.
+training keeps: float32 weights, gradients and AdamW's two moments, on every GPU the same or split over several (the launch profile
+fsdp2); activations are estimated from the shape.
 Disk follows the file formats; texts are taken to have the recipe's length where there is nothing to measure yet.
 """
 
@@ -27,6 +28,8 @@ ACTIVATION_BYTES = 2  # bf16
 MEAN_TOKENS = 80  # of a text, the mean of the benchmarks' log-normal lengths
 TEXTS_PER_ROW = 2  # a query and a passage; negatives are passages of other rows
 MAX_NEGATIVES = 24
+SPLIT_OVER = 8  # GPUs of the launch profile fsdp2
+GATHERED_LAYERS = 2  # whole at a time where weights are split: the one that computes, and the next
 DEFAULT_ROWS = 18_000_000  # of the recipe's stage 2
 
 
@@ -48,7 +51,8 @@ class Budget:
     """Bytes, by what they are for.
 
     Attributes:
-        gpu: setting → part → bytes on each GPU.
+        gpu: setting → part → bytes on each GPU that holds all weights.
+        gpu_split: the same where the weights are split over ``SPLIT_OVER`` GPUs.
         disk: stage → bytes; DVC keeps another copy unless the file system shares it.
     """
 
@@ -56,6 +60,7 @@ class Budget:
     parameters: Parameters
     rows: int
     gpu: dict[str, dict[str, int]]
+    gpu_split: dict[str, dict[str, int]]
     disk: dict[str, int]
 
     def as_dict(self) -> dict[str, Any]:
@@ -74,8 +79,9 @@ def estimate(params: Params, *, root: Path, rows: int | None = None) -> Budget:
     """
     count = count_parameters(params, root=root)
     rows = rows or DEFAULT_ROWS
-    gpu = {name: _memory(params, name, count, _vocabulary(params, root)) for name in params.settings}
-    return Budget(params.name, count, rows, gpu, _disk(params, count, rows, root))
+    vocabulary = _vocabulary(params, root)
+    gpu, split = ({name: _memory(params, name, count, vocabulary, over=over) for name in params.settings} for over in (1, SPLIT_OVER))
+    return Budget(params.name, count, rows, gpu, split, _disk(params, count, rows, root))
 
 
 def count_parameters(params: Params, *, root: Path) -> Parameters:
@@ -111,8 +117,8 @@ def _vocabulary(params: Params, root: Path) -> int:
     return len({*tokenizer["model"]["vocab"], *(token["content"] for token in tokenizer.get("added_tokens", []))})
 
 
-def _memory(params: Params, name: str, count: Parameters, vocabulary: int) -> dict[str, int]:
-    """Of one GPU. Every GPU holds all weights: processes share the batch, not the model."""
+def _memory(params: Params, name: str, count: Parameters, vocabulary: int, *, over: int) -> dict[str, int]:
+    """Of one GPU, with its part of the weights where they are split over several."""
     assert isinstance(params.backbone, RandomBackbone)
     config, setting = params.backbone.shape, params.settings[name]
     hidden, layers = config["hidden_size"], config["num_hidden_layers"]
@@ -127,8 +133,10 @@ def _memory(params: Params, name: str, count: Parameters, vocabulary: int) -> di
     if train.activation_checkpointing is not Checkpointing.SELECTIVE:
         kept *= 2  # what norms, activations and products of elements keep
     texts = train.batch_size * (TEXTS_PER_ROW + max(o.num_hard_negatives for o in train.objectives.values()))
+    # The table and its gradient are whole for the length of a step, layers one after the other.
+    gathered = 2 * table + GATHERED_LAYERS * 2 * count.layers // layers if over > 1 else 0
     return {
-        "weights, gradients and moments": trained * STATE_BYTES,
+        "weights, gradients and moments": trained * STATE_BYTES // over + gathered * WEIGHT_BYTES,
         "activations (estimated)": tokens * kept * ACTIVATION_BYTES,
         "vectors of the batch": texts * len(exits) * hidden * WEIGHT_BYTES,
     }

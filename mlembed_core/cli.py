@@ -428,7 +428,7 @@ def choose(
 
 
 def _show_budget(preset: str, rows: int | None, *, as_json: bool) -> None:
-    from mlembed_core.budget import estimate
+    from mlembed_core.budget import SPLIT_OVER, estimate
     from mlembed_core.config.presets import read
 
     workspace = Workspace.find()
@@ -439,9 +439,11 @@ def _show_budget(preset: str, rows: int | None, *, as_json: bool) -> None:
     count = budget.parameters
     typer.echo(f"{preset}: {count.total / 1e6:,.1f} M parameters (table {count.table / 1e6:,.1f}, layers {count.layers / 1e6:,.1f})")
     for setting, parts in budget.gpu.items():
+        split = sum(budget.gpu_split[setting].values()) / 2**30
         typer.echo(f"memory per GPU, setting {setting}: {sum(parts.values()) / 2**30:.1f} GiB")
         for part, size in parts.items():
             typer.echo(f"  {size / 2**30:9.2f} GiB  {part}")
+        typer.echo(f"  {split:9.2f} GiB  in all, where {SPLIT_OVER} GPUs split the weights (MLEMBED_LAUNCHER=fsdp2)")
     typer.echo(f"disk, for {budget.rows:,} rows (DVC's cache holds a second copy unless the file system shares it)")
     for stage, size in budget.disk.items():
         typer.echo(f"  {size / 2**30:9.2f} GiB  {stage}" + ("  (its files are not there yet)" if not size else ""))

@@ -110,6 +110,16 @@ def pack(
     return buckets
 
 
+def filler(order: int, *, joined: bool = False) -> Bucket:
+    """A bucket with one text of one token, whose state stands for nothing.
+
+    Args:
+        order: the text's number.
+    """
+    bounds = torch.tensor([0, 1], dtype=torch.int32) if joined else None
+    return Bucket(torch.zeros(1, 1, dtype=torch.long), torch.zeros(1, dtype=torch.long), torch.tensor([order]), bounds)
+
+
 def _runs(lengths: NDArray[np.int64], max_tokens: int | None) -> Iterator[NDArray[np.int64]]:
     """Neighbouring texts of at most ``max_tokens`` together."""
     start = total = 0

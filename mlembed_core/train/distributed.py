@@ -75,11 +75,16 @@ def average_gradients(network: nn.Module) -> None:
             parameter.grad = gradient.div_(world_size())
 
 
-def broadcast_weights(network: nn.Module) -> None:
-    """Give every process the first one's weights."""
+def largest(value: int, *, device: torch.device) -> int:
+    """The largest of what the processes come with.
+
+    Args:
+        device: where their collectives work.
+    """
+    found = torch.tensor([value], device=device)
     if world_size() > 1:
-        for tensor in network.state_dict().values():
-            dist.broadcast(tensor, src=0)
+        dist.all_reduce(found, op=dist.ReduceOp.MAX)
+    return int(found)
 
 
 def agree(value: int, *, what: str, device: torch.device) -> None:

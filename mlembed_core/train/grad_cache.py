@@ -26,6 +26,7 @@ from mlembed_core.data.store import TrainingCache
 from mlembed_core.model.network import Network
 from mlembed_core.model.pack import Bucket
 from mlembed_core.train.distributed import average_gradients
+from mlembed_core.train.sharding import is_sharded
 from mlembed_core.train.step import LossTerms, StepLoss, encode, encode_taught, loss_terms, num_tokens, plan_buckets, plan_step
 
 
@@ -62,7 +63,8 @@ def grad_cache_step(
         taught = None if teacher is None else encode_taught(teacher, cache, plan, max_tokens=bucket_tokens)
     terms = backward_in_chunks(
         network,
-        chunks_of(buckets, max_tokens),
+        # Processes go through a split network equally often: each bucket, of which they have as many, is a chunk.
+        sorted(([bucket] for bucket in buckets), key=_num_padded) if is_sharded(network) else chunks_of(buckets, max_tokens),
         lambda states: loss_terms(states, taught, cache, plan, axes=axes, params=params, setting=setting),
         exits=axes.mll_layers,
         mel_rank=plan.mel_rank,
@@ -123,7 +125,8 @@ def backward_in_chunks(
         with autocast():
             again = encode(network, chunks[index], exits, mel_rank)
         backward((again * gradient[:, orders[index].to(gradient.device)]).sum())
-    average_gradients(network)
+    if not is_sharded(network):  # whose backward passes average
+        average_gradients(network)
     return terms
 
 

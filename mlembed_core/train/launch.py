@@ -30,6 +30,7 @@ from mlembed_core.train.control import CONTROL, ask_to_stop, reported
 
 LAUNCHER = "MLEMBED_LAUNCHER"
 EXPECTED_WORLD_SIZE = "MLEMBED_EXPECTED_WORLD_SIZE"  # what the launched processes hold their number against
+SHARDED = "MLEMBED_SHARDED"  # tells them to split the weights (train/sharding.py)
 VARIABLE = re.compile(r"\$\{([A-Z][A-Z0-9_]*)\}")
 # glibc hands large blocks back to the system when they are freed and faults them in again, page by page, a sixth of a small step's CPU
 # time. A training asks for the same sizes in every step: let it keep them.
@@ -118,6 +119,8 @@ def _environment(profile: dict[str, Any], control: Path) -> dict[str, str]:
     # Threads that wait for each other by spinning stall a training many times over when another program wants the cores.
     environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     environment = ALLOCATOR | environment
+    if profile.get("fsdp_config"):
+        environment[SHARDED] = "1"
     if profile.get("use_cpu"):
         # `accelerate launch --cpu --num_processes 2` would start one process in silence; the profile plus this starts two.
         environment["ACCELERATE_USE_CPU"] = "true"

@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -17,6 +18,7 @@ from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
+from torch import nn
 
 from mlembed_core.config.axes import Axes
 from mlembed_core.config.base import Precision
@@ -28,8 +30,8 @@ from mlembed_core.errors import ConfigError, TrainingInterruptedError
 from mlembed_core.model.attention import choose_attention
 from mlembed_core.model.network import Network
 from mlembed_core.progress import Reporter
-from mlembed_core.train import resume
-from mlembed_core.train.distributed import agree, broadcast_weights
+from mlembed_core.train import resume, sharding
+from mlembed_core.train.distributed import agree
 from mlembed_core.train.faults import FiniteGuard, naming_the_knobs
 from mlembed_core.train.grad_cache import grad_cache_step
 from mlembed_core.train.merge import merge
@@ -75,7 +77,7 @@ def train(
     teacher: Network | None = None,
     stop_requested: Callable[[], bool] = lambda: False,
 ) -> Curves:
-    """Train ``network`` in place.
+    """Train ``network`` in place; where its weights are split over processes, the main one's alone is whole in the end.
 
     Args:
         axes: the dims, exits and ranks to train.
@@ -101,7 +103,9 @@ def train(
         num_steps=params.num_steps,
         num_epochs=params.num_epochs,
     )
-    run = _Run(network, cache, sampler, axes, params, seed, accelerator, state_folder, log, setting or SettingParams(), teacher)
+    # Of a network that is split over the processes, the main one keeps the whole to return it in.
+    trained = copy.deepcopy(network) if sharding.asked_for() and accelerator.is_main_process else network
+    run = _Run(trained, cache, sampler, axes, params, seed, accelerator, state_folder, log, setting or SettingParams(), teacher)
     run.check_held_out_rows()
     first = run.open()
 
@@ -129,6 +133,7 @@ def train(
     # 4. One set of weights out of the last ones.
     if params.merge is not None:
         run.merge_checkpoints(params.merge)
+    run.return_weights(network)
     return run.curves
 
 
@@ -150,19 +155,29 @@ class _Run:
 
     def open(self) -> int:
         """Make the optimizer, take up the state that an earlier run left, place everything; the first step to do."""
-        optimizer = make_optimizer(self.network, self.params)
-        self.curves, first = Curves(), 0
-        resumed = resume.load_newest(self.state_folder, network=self.network, optimizer=optimizer, warn=self.accelerator.print)
-        if resumed is not None:
-            first, progress = resumed
-            self.curves = Curves(**progress)
+        device, precision = self.accelerator.device, self.params.precision
+        saved = resume.read_newest(self.state_folder, warn=self.accelerator.print)
+        first = 0 if saved is None else saved.step
+        agree(first, what="the step to go on from", device=device)
+        self.curves = Curves()
+        if saved is not None:
+            self.curves = Curves(**saved.progress)
+            self.network.load_state_dict(saved.weights)
             self.accelerator.print(f"resuming after step {first} of {self.sampler.num_steps}")
-        agree(first, what="the step to go on from", device=self.accelerator.device)
         for network in filter(None, (self.network, self.teacher)):
-            network.to(self.accelerator.device)
-            choose_attention(network.backbone, device=self.accelerator.device, precision=self.params.precision)
+            choose_attention(network.backbone, device=device, precision=precision)
         self.network.checkpointing = self.params.activation_checkpointing
-        self.model, self.optimizer = self.accelerator.prepare(self.network, optimizer)
+        if self.teacher is not None:
+            self.teacher.to(device)
+        if sharding.asked_for():
+            sharding.shard(self.network, device=device, precision=precision)
+            self.model: nn.Module = self.network
+        else:
+            self.model = self.accelerator.prepare(self.network.to(device))
+        optimizer = make_optimizer(self.network, self.params)
+        if saved is not None:
+            resume.restore_moments(optimizer, saved.moments)
+        self.optimizer = self.accelerator.prepare(optimizer)
         self.model.train()
         self.guard = FiniteGuard(self.curves.skipped, allowed=self.params.max_skipped_steps, warn=self.accelerator.print)
         return first
@@ -172,7 +187,7 @@ class _Run:
         rate = learning_rate(step, self.sampler.num_steps, self.params)
         with naming_the_knobs(self.params):
             result = self._loss_with_gradient(batch, step)
-        norm = float(self.accelerator.clip_grad_norm_(self.model.parameters(), self.params.max_grad_norm))
+        norm = float(sharding.whole(self.accelerator.clip_grad_norm_(self.model.parameters(), self.params.max_grad_norm)))
         outcome = _agreed(self.accelerator, result, learning_rate=rate, grad_norm=norm, stop=stop_requested())
         self.curves.steps = step + 1
         if self.guard.admits(batch, step=step, loss=outcome.loss, norm=norm):
@@ -222,9 +237,10 @@ class _Run:
         """
         before = self._held_out_loss()
         own = {name: value.clone() for name, value in self.network.state_dict().items()}
-        if self.accelerator.is_main_process:
-            self.network.load_state_dict(merge(resume.last_weights(self.state_folder, count=params.last), params.method))
-        broadcast_weights(self.network)
+        main = self.accelerator.is_main_process
+        sharding.load_from_main(
+            self.network, merge(resume.last_weights(self.state_folder, count=params.last), params.method) if main else {}
+        )
         after = self._held_out_loss()
         agree(int(after < before), what="whether the merged weights are better", device=self.accelerator.device)
         if not after < before:
@@ -251,16 +267,19 @@ class _Run:
             self.log(done, validation_metrics(row))
 
     def save(self, done: int) -> None:
-        """The resume state, by the main process alone: the others have the same."""
+        """The resume state, written by the main process."""
+        weights = sharding.whole_on_main(self.network.state_dict())
+        moments = sharding.whole_on_main(resume.moments_of(cast("Any", self.optimizer).optimizer))
         if self.accelerator.is_main_process:
-            resume.save(
-                self.state_folder,
-                step=done,
-                network=self.network,
-                optimizer=cast("Any", self.optimizer).optimizer,
-                progress=asdict(self.curves),
-                kept=self.params.kept_checkpoints,
-            )
+            state = resume.Saved(done, weights, moments, asdict(self.curves))
+            resume.save(self.state_folder, state, kept=self.params.kept_checkpoints)
+
+    def return_weights(self, network: Network) -> None:
+        """Give the main process's ``network`` the weights of the one that was split over the processes."""
+        if network is not self.network:
+            weights = sharding.whole_on_main(self.network.state_dict())
+            if self.accelerator.is_main_process:
+                network.load_state_dict(weights)
 
     def _autocast(self) -> Any:
         return torch.autocast(self.accelerator.device.type, dtype=torch.bfloat16, enabled=self.params.precision is Precision.BF16)

@@ -26,8 +26,9 @@ from mlembed_core.losses import false_negatives
 from mlembed_core.losses.contrastive import contrastive_loss
 from mlembed_core.losses.distillation import Role, distillation_loss
 from mlembed_core.model.network import Network
-from mlembed_core.model.pack import Bucket, pack
-from mlembed_core.train.distributed import gather, rank, split_rows, world_size
+from mlembed_core.model.pack import Bucket, filler, pack
+from mlembed_core.train.distributed import gather, largest, rank, split_rows, world_size
+from mlembed_core.train.sharding import is_sharded
 
 RANK_STREAM = 1  # tells the draw of a MEL rank from the sampler's draws under the same seed and step
 
@@ -154,7 +155,12 @@ def plan_step(cache: TrainingCache, sampler: Sampler, batch: Batch, *, step: int
 def plan_buckets(network: nn.Module, cache: TrainingCache, plan: StepPlan, *, max_tokens: int | None) -> list[Bucket]:
     """The plan's texts in buckets of ``max_tokens`` at most, of the form that the network wants."""
     inner = cast("Network", getattr(network, "module", network))  # DistributedDataParallel keeps the network in `module`
-    return pack([cache.tokens(int(text)) for text in plan.texts], max_tokens=max_tokens, joined=inner.joins_texts)
+    buckets = pack([cache.tokens(int(text)) for text in plan.texts], max_tokens=max_tokens, joined=inner.joins_texts)
+    if is_sharded(inner):
+        # Processes go through a split network equally often; the states of the texts that fill up are read by nobody.
+        missing = largest(len(buckets), device=next(inner.parameters()).device) - len(buckets)
+        buckets += [filler(len(plan.texts) + index, joined=inner.joins_texts) for index in range(missing)]
+    return buckets
 
 
 def num_tokens(cache: TrainingCache, plan: StepPlan) -> int:

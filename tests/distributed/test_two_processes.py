@@ -1,6 +1,7 @@
 """Two processes compute the loss and the gradient of one process on the joined batch (gloo, through the project's own launcher)."""
 
 import shutil
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -16,16 +17,24 @@ ROOT = Path(__file__).resolve().parents[2]
 TOLERANCE = 1e-6
 
 
+PROFILES = ["cpu_2proc", pytest.param("cpu_2proc_fsdp2", marks=pytest.mark.slow)]
+
+
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
-    base = tmp_path_factory.mktemp("two")
-    (base / "cache").mkdir()
-    write_cache(base / "cache")
-    with pytest.MonkeyPatch.context() as patch:
-        for profile in ("cpu", "cpu_2proc"):
+    """Profile → folder with what its processes computed, run when it is first asked for."""
+
+    @cache
+    def folder_of(profile):
+        folder = tmp_path_factory.mktemp(profile)
+        (folder / "cache").mkdir()
+        write_cache(folder / "cache")
+        with pytest.MonkeyPatch.context() as patch:
             patch.setenv(LAUNCHER, profile)
-            launch(Workspace(ROOT), str(base), module="tests.distributed.worker")
-    return base
+            launch(Workspace(ROOT), str(folder), module="tests.distributed.worker")
+        return folder
+
+    return folder_of
 
 
 def read(results, variant, processes, batch_size, step):
@@ -41,10 +50,11 @@ def deviation(gradients, expected):
 
 @pytest.mark.parametrize("batch_size", BATCH_SIZES)
 @pytest.mark.parametrize("step", STEPS)
-@pytest.mark.parametrize("variant", ["plain", "chunked"])
-def test_loss_and_every_gradient_are_equal(results, variant, batch_size, step):
-    loss, gradients = read(results, variant, 2, batch_size, step)
-    expected_loss, expected = read(results, "plain", 1, batch_size, step)
+@pytest.mark.parametrize("variant", ["plain", "chunked", "recomputed", "replayed"])
+@pytest.mark.parametrize("profile", PROFILES)
+def test_loss_and_every_gradient_are_equal(results, profile, variant, batch_size, step):
+    loss, gradients = read(results(profile), variant, 2, batch_size, step)
+    expected_loss, expected = read(results("cpu"), "plain", 1, batch_size, step)
     assert loss == pytest.approx(expected_loss, rel=TOLERANCE)
     assert deviation(gradients, expected) < TOLERANCE
 
@@ -53,11 +63,19 @@ def test_loss_and_every_gradient_are_equal(results, variant, batch_size, step):
 @pytest.mark.parametrize("step", STEPS)
 def test_without_a_gradient_through_the_gather_only_the_loss_is_right(results, batch_size, step):
     """The reference's way, kept as a switch: with one process it changes nothing, with two the gradient is another, and no loss tells."""
-    expected_loss, expected = read(results, "plain", 1, batch_size, step)
-    assert deviation(read(results, "without_gradient", 1, batch_size, step)[1], expected) == 0
-    loss, gradients = read(results, "without_gradient", 2, batch_size, step)
+    expected_loss, expected = read(results("cpu"), "plain", 1, batch_size, step)
+    assert deviation(read(results("cpu"), "without_gradient", 1, batch_size, step)[1], expected) == 0
+    loss, gradients = read(results("cpu_2proc"), "without_gradient", 2, batch_size, step)
     assert loss == pytest.approx(expected_loss, rel=TOLERANCE)
     assert deviation(gradients, expected) > 0.05
+
+
+@pytest.mark.slow
+def test_each_process_holds_its_part_of_the_weights(results):
+    shares = [float((results("cpu_2proc_fsdp2") / f"share-2-{rank}").read_text()) for rank in range(2)]
+    assert sum(shares) == pytest.approx(1)
+    assert max(shares) < 0.55
+    assert float((results("cpu_2proc") / "share-2-0").read_text()) == 1
 
 
 def test_another_number_of_processes_than_asked_for_is_an_error(monkeypatch, capfd, tmp_path):

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from safetensors.torch import save_file
+from torch.distributed.tensor import DTensor
 from transformers import Qwen3Model
 
 from mlembed_core import lifeline
@@ -24,6 +25,7 @@ from mlembed_core.data.sampler import Sampler
 from mlembed_core.data.store import CacheWriter, TrainingCache
 from mlembed_core.model.network import Network
 from mlembed_core.stages.train import check_world_size
+from mlembed_core.train import sharding
 from mlembed_core.train.grad_cache import grad_cache_step
 from mlembed_core.train.step import step_loss
 from tests.tiny import tiny_qwen3
@@ -36,6 +38,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "plain": {},
     "without_gradient": {"gather_with_grad": False},
     "chunked": {"grad_cache_tokens": 24},
+    "recomputed": {"activation_checkpointing": "full", "bucket_tokens": 24},
+    "replayed": {"activation_checkpointing": "selective", "bucket_tokens": 24},
 }
 SETTING = SettingParams.model_validate(
     {
@@ -109,6 +113,13 @@ def problem(folder: Path, *, batch_size: int, **options: Any) -> tuple[Network, 
     return Network(stock(hidden=16, seed=0), rank=8).double(), cache, sampler, axes, params
 
 
+def share_of(network: Network) -> float:
+    """The fraction of all weights that this process holds."""
+    parameters = list(network.parameters())
+    held = sum(p.to_local().numel() if isinstance(p, DTensor) else p.numel() for p in parameters)
+    return held / sum(p.numel() for p in parameters)
+
+
 def main() -> None:
     base = Path(sys.argv[1])
     torch.set_num_threads(1)
@@ -118,7 +129,13 @@ def main() -> None:
     for batch_size, (variant, options) in itertools.product(BATCH_SIZES, VARIANTS.items()):
         masks = {"mask_same_text": True, "mask_similar_margin": 0.2}
         network, cache, sampler, axes, params = problem(base / "cache", batch_size=batch_size, **masks, **options)
-        model = accelerator.prepare(network)
+        network.checkpointing = params.activation_checkpointing
+        model = network
+        if sharding.asked_for():
+            sharding.shard(network, device=accelerator.device, precision=params.precision)
+        else:
+            model = accelerator.prepare(network)
+        (base / f"share-{accelerator.num_processes}-{accelerator.process_index}").write_text(str(share_of(network)))
         for step in STEPS:
             model.zero_grad()
             arguments: Any = {"step": step, "seed": 5, "axes": axes, "params": params, "setting": SETTING, "teacher": teacher()}
@@ -130,9 +147,10 @@ def main() -> None:
                 chunked = {"backward": accelerator.backward, "autocast": nullcontext}
                 loss = grad_cache_step(network, cache, sampler, batch, **arguments, **chunked).terms.total
             mean = accelerator.reduce(loss.detach(), reduction="mean")
+            gradients = {key: sharding.whole(value.grad).clone() for key, value in network.named_parameters()}
             if accelerator.is_main_process:
                 name = f"{variant}-{accelerator.num_processes}-{batch_size}-{step}"
-                save_file({key: value.grad.clone() for key, value in network.named_parameters()}, base / f"{name}.safetensors")
+                save_file(gradients, base / f"{name}.safetensors")
                 (base / f"{name}.loss").write_text(repr(float(mean)))
 
 

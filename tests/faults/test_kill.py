@@ -117,12 +117,14 @@ def test_killed_in_a_save_from_outside_and_stopped(expected, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("profile", ["cpu", "cpu_2proc"])
+@pytest.mark.parametrize("profile", ["cpu", "cpu_2proc", "cpu_2proc_fsdp2"])
 def test_killed_at_twenty_random_moments(expected, tmp_path, profile):
     draw = random.Random(0)
     base = folder_with_cache(tmp_path / "run")
+    # What is split over processes is a copy, whose weights have no hook to be killed in.
+    known = [place for place in PLACES if not (place == "backward" and profile == "cpu_2proc_fsdp2")]
     # Each place at least twice, and soon: the training must not be through before it is killed twenty times.
-    places = [*PLACES, *PLACES, *draw.choices(PLACES, k=20 - 2 * len(PLACES))]
+    places = [*known, *known, *draw.choices(known, k=20 - 2 * len(known))]
     draw.shuffle(places)
     for place in places:
         killed_at(base, profile, place, draw.randint(1, 2))

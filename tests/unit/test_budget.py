@@ -57,6 +57,7 @@ def test_the_networks_of_a_budget_are_those_that_are_trained():
     network = Network(random_backbone(params.backbone, vocab_size=vocabulary, seed=0), rank=params.settings["3d"].mel.rank)
     trained = sum(parameter.numel() for parameter in network.parameters())
     assert budget.gpu["3d"]["weights, gradients and moments"] == 16 * trained
+    assert 2 * trained < budget.gpu_split["3d"]["weights, gradients and moments"] < 10 * trained  # the table is most of this model
     assert budget.disk["train@3d, resume states"] == params.train.kept_checkpoints * 12 * trained
     stock = sum(value.numel() for value in network.stock_state_dict().values())
     assert budget.disk["backbone"] == 4 * stock
