@@ -48,7 +48,8 @@ class Shape:
     head_dim: int
     intermediate: int
     rank: int
-    bucket_tokens: int  # of ours, and of a chunk with GradCache
+    bucket_tokens: int  # of ours
+    chunk_tokens: int  # of ours with GradCache
     rows: int = 8
 
     @property
@@ -77,10 +78,10 @@ class Shape:
 
 
 SHAPES = {
-    "tiny": Shape(64, 2, 4, 2, 16, 128, 16, 256),  # to try this script
-    "small": Shape(256, 4, 4, 2, 64, 768, 128, 2048),
-    "large": Shape(1024, 8, 16, 8, 128, 3072, 512, 2048),
-    "qwen3-0.6b": Shape(1024, 28, 16, 8, 128, 3072, 512, 16384, rows=32),  # for a GPU
+    "tiny": Shape(64, 2, 4, 2, 16, 128, 16, 256, 256),  # to try this script
+    "small": Shape(256, 4, 4, 2, 64, 768, 128, 2048, 2048),
+    "large": Shape(1024, 8, 16, 8, 128, 3072, 512, 1024, 2048),
+    "qwen3-0.6b": Shape(1024, 28, 16, 8, 128, 3072, 512, 16384, 32768, rows=32),  # for a GPU
 }
 
 
@@ -151,7 +152,7 @@ def ours_in_chunks(shape: Shape, precision: Precision, device: torch.device = CP
         buckets = pack(texts, max_tokens=shape.bucket_tokens, joined=network.joins_texts)
         terms: Any = backward_in_chunks(
             network,
-            chunks_of(buckets, shape.bucket_tokens),
+            chunks_of(buckets, shape.chunk_tokens),
             lambda states: _our_terms(states, shape),
             exits=shape.exits,
             mel_rank=None,
