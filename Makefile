@@ -19,7 +19,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 READY := $(VENV)/.ready
 DVC_READY := $(DVC_VENV)/.ready
 
-.PHONY: help setup demo ui test test-all check study clean
+.PHONY: help setup demo ui stack stack-native test test-all check study clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1|\2/p' Makefile | column -t -s '|'
@@ -55,6 +55,18 @@ demo: $(READY) ## the whole pipeline on real text: data, training, scores, repor
 
 ui: $(READY) ## Dagster and MLflow on loopback, until Ctrl-C
 	@exec python -m workflows.ui
+
+stack: .env ## the team stack in containers: PostgreSQL, MLflow with users, Dagster (docs/team_stack.md)
+	@docker compose up --build --detach --wait
+	@echo "Dagster  http://$$(docker compose port webserver $${DAGSTER_PORT:-3000})"
+	@echo "MLflow   http://$$(docker compose port mlflow $${MLFLOW_PORT:-5000}) (with your account)"
+
+stack-native: $(READY) .env ## the same without containers, until Ctrl-C (PostgreSQL from the system's package)
+	@exec python -m workflows.stack
+
+.env: | $(READY)
+	@umask 077; python -m workflows.stack secrets > .env.partial && mv .env.partial .env
+	@echo "[stack] .env has new random secrets; keep it"
 
 test: $(READY) check ## everything quick: checks, oracles, contracts, the tiny pipeline (no network, no GPU)
 	@python -m pytest -m 'not slow and not gpu'

@@ -54,7 +54,7 @@ UNFINISHED = [
     DagsterRunStatus.STARTED,
     DagsterRunStatus.CANCELING,
 ]
-OUT_OF_DATE = "+"  # after a record's hash: it was not up to date when it was told; once it is, it is told again
+OUT_OF_DATE = ".outdated"  # after a record's hash: it was not up to date when it was told; once it is, it is told again
 ASK_UP_TO_BYTES = 1 << 30  # of an out: reading more would keep the sensor. A run of Dagster's own asks whatever the size
 ANOTHER = "another"  # a version that is not the current one; which one it was, nobody knows
 

@@ -30,14 +30,14 @@ LONG = "num_steps: 1000000"
 
 
 class Servers:
-    """`make ui` in a workspace, and its GraphQL."""
+    """`make ui` in a workspace, and its GraphQL; or other servers that say their addresses in the same words."""
 
-    def __init__(self, folder):
+    def __init__(self, folder, command=("workflows.ui", "--port", "3400", "--mlflow-port", "5400"), **variables):
         self.folder = folder
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "workflows.ui", "--port", "3400", "--mlflow-port", "5400"],
+            [sys.executable, "-m", *command],
             cwd=folder,
-            env={**ENVIRONMENT, "PYTHONPATH": str(folder)},
+            env={**ENVIRONMENT, "PYTHONPATH": str(folder), **variables},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

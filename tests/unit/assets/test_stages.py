@@ -4,13 +4,15 @@ import subprocess
 import sys
 
 import pytest
-from dagster import AssetCheckEvaluation, AssetKey, DagsterInstance, Failure
+from dagster import AssetCheckEvaluation, AssetKey, AssetMaterialization, DagsterInstance, Failure
 from dagster._core.errors import DagsterPipesExecutionError
 
 from assets.backbone import backbone
+from assets.graph import HASH_DIGITS
+from assets.importing import OUT_OF_DATE
 from assets.partitions import SOURCES
 from assets.registered_model import registered_model
-from assets.stages import refuse_on_failed_checks, run_item
+from assets.stages import ENTRY_TAG, refuse_on_failed_checks, run_item
 from assets.trained_model import trained_model
 from mlembed_core.errors import DataError, MachineError
 
@@ -83,3 +85,7 @@ def test_the_runner_passes_on_the_status_of_the_stage():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 4, done.stderr
     assert "exited with 4" in done.stdout
+
+
+def test_dagster_takes_what_is_said_of_an_item_that_is_out_of_date():
+    AssetMaterialization("models", tags={ENTRY_TAG: f"{'0' * HASH_DIGITS}{OUT_OF_DATE}"})  # it refuses most signs in a tag

@@ -1,0 +1,95 @@
+"""The team stack's files agree: the compose file is what both ways of starting read, and nothing secret or open stands in it."""
+
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+from mlembed_core.artifacts import Workspace
+from mlembed_core.errors import ConfigError
+from workflows.stack import SECRETS, interpolate, native_variables, read_services
+
+ROOT = Path(__file__).resolve().parents[2]
+COMPOSE = ROOT / "docker-compose.yml"
+SET = {name: f"secret-{name}" for name in SECRETS}
+
+
+def compose(**variables):
+    text, _ = interpolate(COMPOSE.read_text(), {**SET, **variables})
+    return yaml.safe_load(text)
+
+
+def test_natively_every_address_is_loopback_and_every_folder_our_own(tmp_path):
+    services = read_services(COMPOSE, {**SET, **native_variables(Workspace(ROOT), tmp_path)})
+    assert services[0].name == "postgres"
+    words = [word for service in services for word in (*service.command, *service.check, *service.environment.values())]
+    assert not [word for word in words if "0.0.0.0" in word or "/var/lib" in word or "${" in word]
+    hosts = [value for service in services for name, value in service.environment.items() if name.endswith("HOST")]
+    assert set(hosts) == {"127.0.0.1"}
+
+
+def test_a_service_comes_after_those_it_waits_for():
+    names = [service.name for service in read_services(COMPOSE, SET)]
+    for service in read_services(COMPOSE, SET):
+        assert all(names.index(name) < names.index(service.name) for name in service.after)
+
+
+@pytest.mark.parametrize("name", SECRETS)
+def test_a_missing_secret_is_named(name):
+    with pytest.raises(ConfigError, match=rf"^{name}: not set"):
+        read_services(COMPOSE, {**SET, name: ""})
+
+
+def test_ports_are_published_on_loopback_unless_told_otherwise():
+    published = [port for service in compose()["services"].values() for port in service.get("ports", [])]
+    assert published == ["127.0.0.1:5000:5000", "127.0.0.1:3000:3000"]
+    assert "0.0.0.0:5000:5000" in compose(BIND="0.0.0.0")["services"]["mlflow"]["ports"]
+
+
+def test_services_are_pinned_checked_and_restarted():
+    for name, service in compose()["services"].items():
+        assert service["healthcheck"]["test"][0] == "CMD", name
+        assert service["restart"] == "unless-stopped", name
+        assert re.search(r":(local|\d+\.\d+)", service["image"]), name
+
+
+def test_secrets_come_from_the_environment_only():
+    text = COMPOSE.read_text()
+    for line in text.splitlines():
+        if re.search(r"(PASSWORD|SECRET_KEY)\b.*:\s", line) and not line.lstrip().startswith("#"):
+            assert re.search(r": \$\{[A-Z_]+:\?", line), line
+    example = (ROOT / ".env.example").read_text()
+    assert re.findall(r"^([A-Z_]+)=$", example, re.MULTILINE) == list(SECRETS)
+
+
+def test_no_secret_stands_in_a_command():
+    for service in read_services(COMPOSE, SET):
+        assert not [word for word in (*service.command, *service.check) if "secret-" in word], service.name
+
+
+def test_dagsters_instance_is_the_local_one_with_another_storage():
+    local, team = (yaml.safe_load((ROOT / path).read_text()) for path in ("configs/dagster.yaml", "configs/stack/dagster.yaml"))
+    assert team.pop("storage") == {"postgres": {"postgres_url": "postgresql+psycopg2:///dagster"}}
+    assert team == local
+
+
+def test_variables_are_filled_in_as_compose_does():
+    text, missing = interpolate("a ${A} b ${B:-c} ${D:?why} $${E} ${F:-}", {"A": "1", "D": ""})
+    assert text == "a 1 b c  ${E} "
+    assert missing == ["D"]
+
+
+def test_a_comment_needs_no_variable():
+    assert interpolate("# ${NO:?way}\nx: 1", {}) == ("# ${NO:?way}\nx: 1", [])
+
+
+@pytest.mark.skipif(shutil.which("docker-compose") is None, reason="no docker-compose here to read the files with")
+@pytest.mark.parametrize("files", [("docker-compose.yml",), ("docker-compose.yml", "docker-compose.gpu.yml")])
+def test_compose_takes_the_files(files):
+    options = [word for name in files for word in ("-f", str(ROOT / name))]
+    done = subprocess.run(["docker-compose", *options, "config", "-q"], env={**os.environ, **SET}, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
