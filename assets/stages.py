@@ -35,12 +35,13 @@ from dagster._core.errors import DagsterPipesExecutionError
 from dagster._core.storage.asset_check_execution_record import AssetCheckExecutionRecordStatus
 
 from assets import checks, graph
-from assets.checks import MATCHES_DVC, PREDICATES, Verdict
+from assets.checks import MATCHES_DVC
 from assets.facts import Facts, facts_of
 from assets.graph import LockedItem
 from assets.partitions import WORKSPACE, item_of
 from mlembed_core import lifeline
 from mlembed_core.errors import MachineError, RegistryError
+from mlembed_core.predicates import PREDICATES, Verdict
 
 OWNER = "team:mlembed"
 TRAINING_POOL = "gpu"  # trainings stay apart: one device, or all cores, belong to one at a time
@@ -198,7 +199,7 @@ def result_of(this: StageAsset, key: str | None) -> MaterializeResult[Any]:
         metadata=this.facts(key, locked),
         tags={ENTRY_TAG: locked.entry},
         check_results=[
-            AssetCheckResult(check_name=name, passed=said.passed, severity=checks.severity(this.stage, name), metadata=dict(said.figures))
+            AssetCheckResult(check_name=name, passed=said.passed, severity=checks.severity(this.stage, name), metadata=checks.metadata(said))
             for name, said in verdicts.items()
         ],
     )
