@@ -6,7 +6,7 @@ A check that *blocks* fails its run, and a training does not start while one of 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from dagster import AssetCheckSeverity, MetadataValue

@@ -199,7 +199,9 @@ def result_of(this: StageAsset, key: str | None) -> MaterializeResult[Any]:
         metadata=this.facts(key, locked),
         tags={ENTRY_TAG: locked.entry},
         check_results=[
-            AssetCheckResult(check_name=name, passed=said.passed, severity=checks.severity(this.stage, name), metadata=checks.metadata(said))
+            AssetCheckResult(
+                check_name=name, passed=said.passed, severity=checks.severity(this.stage, name), metadata=checks.metadata(said)
+            )
             for name, said in verdicts.items()
         ],
     )
