@@ -150,7 +150,8 @@ def _drops(candidate: Scored, other: Scored, differences: Mapping[Part, NDArray[
 def _tasks(candidate: Scored, other: Scored, differences: Mapping[Part, NDArray[np.float64]], gate: GateParams) -> Iterable[Comparison]:
     for label, after in candidate.tasks.items():
         before = other.tasks[label]
-        assert before is not None and after is not None
+        assert before is not None
+        assert after is not None
         mine = {part: values for part, values in differences.items() if part.task == label}
         yield _comparison("task", label, before, after, mine, gate.max_task_drop, gate)
 

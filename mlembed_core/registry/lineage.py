@@ -143,8 +143,8 @@ def lineage(ref: str, workspace: Workspace, *, check: bool = False) -> Lineage:
     tags: Mapping[str, str] = version.tags
     if OUTPUT_HASH_TAG not in tags or SETTING_TAG not in tags:
         raise RegistryError(
-            f"{version.name} version {version.version} has no tag {OUTPUT_HASH_TAG}: it was not registered by `mlembed register`, so nothing "
-            "tells what it was made from."
+            f"{version.name} version {version.version} has no tag {OUTPUT_HASH_TAG}: it is none of `mlembed register`, so nothing tells "
+            "what it was made from."
         )
     commit = tags.get(GIT_COMMIT_TAG)
     outs = tuple(walk(workspace, f"train@{tags[SETTING_TAG]}", tags[OUTPUT_HASH_TAG], commit=commit))
@@ -202,26 +202,21 @@ class Store:
         path = self.path(item)
         name = path.relative_to(self._workspace.root).as_posix()
         place, content, md5 = Place.NOWHERE, b"", None
-        on_disk = path / MANIFEST
-        if on_disk.is_file() and hashlib.sha256(on_disk.read_bytes()).hexdigest() == digest:
-            place, content = Place.DISK, on_disk.read_bytes()
-        for lock in self._locks:
-            recorded = lock.get(name)
-            if recorded is None:
-                continue
-            cached = self._cached_manifest(recorded)
-            if cached is not None and hashlib.sha256(cached).hexdigest() == digest:
-                md5 = recorded
-                if place is Place.NOWHERE:
-                    place, content = Place.CACHE, cached
+        if (path / MANIFEST).is_file() and _sha256(on_disk := (path / MANIFEST).read_bytes()) == digest:
+            place, content = Place.DISK, on_disk
+        recorded = [lock[name] for lock in self._locks if name in lock]
+        for candidate in recorded:
+            cached = self._cached_manifest(candidate)
+            if cached is not None and _sha256(cached) == digest:
+                md5 = candidate
+                place, content = (Place.CACHE, cached) if place is Place.NOWHERE else (place, content)
                 break
-        if md5 is None and place is Place.DISK and any(lock.get(name) == (known := dvc_directory_md5(path)) for lock in self._locks):
-            md5 = known
+        if md5 is None and place is Place.DISK and recorded:  # outs that came without a cache
+            on_disk_md5 = dvc_directory_md5(path)
+            md5 = on_disk_md5 if on_disk_md5 in recorded else None
         manifest = json.loads(content) if content else {}
-        details = manifest.get("details", {})
-        return Out(
-            item, name, digest, place, md5, manifest.get("inputs", {}), manifest.get("counts", {}), tuple(details.get("licences") or ())
-        )
+        licences = tuple(manifest.get("details", {}).get("licences") or ())
+        return Out(item, name, digest, place, md5, manifest.get("inputs", {}), manifest.get("counts", {}), licences)
 
     @cached_property
     def _locks(self) -> list[dict[str, str]]:
@@ -244,6 +239,10 @@ class Store:
     def _cached(self, md5: str) -> bytes | None:
         path = self._workspace.root / ".dvc" / "cache" / "files" / "md5" / md5[:2] / md5[2:]
         return path.read_bytes() if path.is_file() else None
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
 
 
 def _outs_of(lock: str) -> dict[str, str]:

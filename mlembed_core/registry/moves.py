@@ -125,7 +125,7 @@ class FileLog:
             found = json.loads(line)
             if found.pop("after_line") != (before and hash_of(before)):
                 raise ArtifactError(
-                    f"{self._path}, line {number}: it does not follow the line before it, so the log was changed by hand. Bring it back from "
+                    f"{self._path}, line {number}: it does not follow the line before it, so it was changed by hand. Bring it back from "
                     "a copy; MLflow's tags (`mlembed.move.N` of the registered model) hold every move too."
                 )
             moves.append(_move(found))
@@ -310,8 +310,11 @@ def _postgres(uri: str, name: str, *, lock: bool) -> Iterator[Log]:
     engine = create_engine(uri, poolclass=NullPool, connect_args={"application_name": f"mlembed promote, {user()}"[:63]})
     with engine.connect() as connection:
         if lock and not connection.execute(text("SELECT pg_try_advisory_lock(:key)"), {"key": key}).scalar():
-            holder = "SELECT application_name FROM pg_locks JOIN pg_stat_activity USING (pid) WHERE locktype = 'advisory' AND objid::bigint = :low"
-            raise _busy(name, connection.execute(text(holder), {"low": key & 0xFFFFFFFF}).scalar() or "")
+            holder = text(
+                "SELECT application_name FROM pg_locks JOIN pg_stat_activity USING (pid) "
+                "WHERE locktype = 'advisory' AND objid::bigint = :low"
+            )
+            raise _busy(name, connection.execute(holder, {"low": key & 0xFFFFFFFF}).scalar() or "")
         connection.commit()  # the lock belongs to the session, not to a transaction
         log = DatabaseLog(connection, without_secrets(uri))
         log.create()
