@@ -195,8 +195,11 @@ def promote(
     from mlembed_core.registry.promote import promote as move
 
     done = move(_workspace(), version, why=why, dry_run=dry_run)
+    refused = done.judgement is not None and not done.judgement.passed
+    if done.judgement is not None and refused and not as_json:
+        done.judgement.require()
     _tell(done, as_json=as_json)
-    if dry_run and done.judgement is not None and not done.judgement.passed:
+    if refused:
         raise typer.Exit(REFUSED)
 
 

@@ -52,7 +52,7 @@ class Promotion:
         did = (
             f"{self.name}: champion {self.champion or 'none'} → {self.version}"
             if self.move
-            else f"{self.name}: version {self.version} {'would become champion' if self.judgement.passed else 'would be refused'}"
+            else f"{self.name}: version {self.version} {'passes the gate' if self.judgement.passed else 'does not pass the gate'}"
         )
         return f"{self.judgement.summary}\n{did}"
 

@@ -132,7 +132,7 @@ def test_the_best_candidate_is_the_default(house):
 @slow
 def test_a_dry_run_moves_nothing(house):
     train(house, "3d", 0.6)
-    assert "would become champion" in promote(house, dry_run=True).summary
+    assert "version 1 passes the gate" in promote(house, dry_run=True).summary
     assert champion(house) is None
     assert not (house.root / LOG).exists()
 
