@@ -6,7 +6,9 @@ without a traceback and set the exit code (see ``errors.py``).
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, Protocol
@@ -539,6 +541,7 @@ def _print_json(value: object) -> None:
 
 def main() -> NoReturn:
     """Entry point of the console script."""
+    _depend_on_dvc()
     lifeline.hold()
     try:
         status = app(standalone_mode=False)
@@ -556,6 +559,19 @@ def main() -> NoReturn:
         raise
     # With standalone_mode off, typer returns the code of an Exit instead of leaving with it.
     sys.exit(status if isinstance(status, int) else 0)
+
+
+def _depend_on_dvc() -> None:
+    """Let a stage die with the DVC that runs it: killed, DVC would leave it running, and the next attempt would write beside it."""
+    if "DVC_STAGE" not in os.environ:  # DVC sets it for every command that it runs
+        return
+    import psutil
+
+    for process in psutil.Process().parents():  # a shell stands in between
+        with contextlib.suppress(psutil.Error):
+            if any(Path(part).name == "dvc" for part in process.cmdline()[:3]):
+                os.environ[lifeline.DIES_WITH] = ",".join(filter(None, [os.environ.get(lifeline.DIES_WITH), str(process.pid)]))
+                return
 
 
 def _fail(message: str, code: int) -> NoReturn:
