@@ -2,14 +2,16 @@
 
 import json
 import shutil
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from mlembed_core.artifacts import Workspace
 from mlembed_core.config.load import read_yaml
 from mlembed_core.registry.lineage import Place
-from tests.integration.conftest import run
+from tests.integration.conftest import ENVIRONMENT, run
 
 COMMITTER = ("-c", "user.name=ada", "-c", "user.email=ada@example.org")
 
@@ -154,3 +156,51 @@ def test_the_champions_lineage_needs_no_registry_of_ones_own(second):
     assert done.returncode == 9
     assert "no model 'nobody' is registered" in done.stderr
     assert Workspace(second).root == second
+
+
+def interpreter_of_dvc():
+    """DVC's own, by the first line of its executable."""
+    line = Path(shutil.which("dvc", path=ENVIRONMENT["PATH"])).resolve().read_text(encoding="utf-8").splitlines()[0]
+    return line.removeprefix("#!").strip()
+
+
+KEYS = """
+import asyncssh, sys
+for name in ("host", "client"):
+    key = asyncssh.generate_private_key("ssh-ed25519")
+    key.write_private_key(f"{sys.argv[1]}/{name}")
+    key.write_public_key(f"{sys.argv[1]}/{name}.pub")
+"""
+
+
+@pytest.mark.slow
+def test_outs_travel_over_ssh(first, tmp_path):
+    python = interpreter_of_dvc()
+    missing = subprocess.run([python, "-c", "import asyncssh, dvc_ssh"], capture_output=True, text=True, check=False).stderr
+    if missing:
+        pytest.skip(f"DVC's environment has no SSH ({missing.splitlines()[-1]}); make setup installs it")
+    subprocess.run([python, "-c", KEYS, str(tmp_path)], check=True)
+    (tmp_path / "remote").mkdir()
+    command = [
+        python,
+        str(Path(__file__).parent / "ssh_server.py"),
+        str(tmp_path / "remote"),
+        str(tmp_path / "host"),
+        str(tmp_path / "client.pub"),
+    ]
+    folders = [first.parent / f"ssh_{name}" for name in ("from", "to")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        try:
+            port = server.stdout.readline().strip()
+            for folder in folders:
+                run(first.parent, "git", "clone", "--quiet", str(first), str(folder))
+                run(folder, "dvc", "remote", "add", "--default", "--force", "over_ssh", f"ssh://ada@127.0.0.1:{port}/store")
+                run(folder, "dvc", "remote", "modify", "--local", "over_ssh", "keyfile", str(tmp_path / "client"))
+            run(folders[0], "dvc", "pull", "--remote", "shared")
+            run(folders[0], "dvc", "push")
+            assert any((tmp_path / "remote" / "store").rglob("*"))
+            run(folders[1], "dvc", "pull")
+        finally:
+            server.kill()
+    assert run(folders[1], "dvc", "status").stdout.strip() == "Data and pipelines are up to date."
+    assert str(tmp_path / "client") not in run(folders[1], "git", "diff").stdout  # where a key lies is this machine's matter
