@@ -121,7 +121,7 @@ class Injector:
 
     # ── The faults ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _killed(self, item, pattern, *command, number=signal.SIGKILL, **variables):
+    def killed(self, item, pattern, *command, number=signal.SIGKILL, **variables):
         """Run a command on an undone item, and send a signal to one process of it at a random moment of its life."""
         self.undo(item)
         process = self.start(*command, **variables)
@@ -140,23 +140,23 @@ class Injector:
 
     def fault_stage_killed(self):
         item = self._item("source", "tokenize", "cache", "backbone", "report")
-        return item, self._killed(item, ["mlembed", item.split("@")[0]], "dvc", "repro", "--single-item", item)
+        return item, self.killed(item, ["mlembed", item.split("@")[0]], "dvc", "repro", "--single-item", item)
 
     def fault_dvc_killed(self):
         item = self._item()
-        return item, self._killed(item, None, "dvc", "repro", "--single-item", item)
+        return item, self.killed(item, None, "dvc", "repro", "--single-item", item)
 
     def fault_launcher_killed(self):
         item = self._item("train")
-        return item, self._killed(item, ["mlembed", "train"], "dvc", "repro", "--single-item", item)
+        return item, self.killed(item, ["mlembed", "train"], "dvc", "repro", "--single-item", item)
 
     def fault_trainer_killed(self):
         item = self._item("train")
-        return item, self._killed(item, ["mlembed_core.stages.train"], "dvc", "repro", "--single-item", item)
+        return item, self.killed(item, ["mlembed_core.stages.train"], "dvc", "repro", "--single-item", item)
 
     def fault_evaluator_killed(self):
         item = self._item("evaluate")
-        return item, self._killed(item, ["mlembed", "evaluate"], "dvc", "repro", "--single-item", item)
+        return item, self.killed(item, ["mlembed", "evaluate"], "dvc", "repro", "--single-item", item)
 
     def fault_run_worker_killed(self):
         """The process of a Dagster run."""
@@ -280,12 +280,16 @@ class Injector:
         outcome.seconds = round(time.monotonic() - started, 1)
         return outcome
 
-    def recover(self, outcome):
-        """Plain commands; raises AssertionError where they do not bring everything back."""
+    def wait_until_gone(self):
+        """Raises AssertionError where a process of ours outlives what started it by more than some seconds."""
         end = time.monotonic() + GONE_WITHIN_S
         while left := self.ours():
-            assert time.monotonic() < end, f"{outcome}: still there: {[process.cmdline() for process in left]}"
+            assert time.monotonic() < end, f"still there: {[process.cmdline() for process in left]}"
             time.sleep(0.1)
+
+    def recover(self, outcome):
+        """Plain commands; raises AssertionError where they do not bring everything back."""
+        self.wait_until_gone()
         status = 1
         while status and outcome.reruns < 3:
             outcome.reruns += 1

@@ -97,6 +97,7 @@ def test_an_older_commit_is_checked_out_and_shown(first):
     ran = [line.split("'")[1] for line in before.splitlines() if line.startswith("Running stage")]
     assert ran == ["train@3d", "evaluate@3d-local", "report"]  # one setting changed: one training
     commit(folder, "a smaller rank")
+    assert "told 3 materialisations" in run(folder, sys.executable, "-m", "workflows.sync", **home).stdout
     assert scores_of(folder) != {}
     diff = json.loads(run(folder, "dvc", "metrics", "diff", "HEAD~1", "--json").stdout)
     assert "scores/3d/local.json" in diff.get("diff", diff)

@@ -56,6 +56,7 @@ def cached(workspace, content):
     return md5
 
 
+@pytest.mark.slow
 def test_what_is_gone_from_the_disk_is_found_in_dvcs_cache(house):
     folder = house.sources / "names"
     md5 = dvc_directory_md5(folder)
@@ -85,6 +86,7 @@ def test_a_check_names_every_file_that_changed(house):
     assert any("rows.parquet has 8 bytes" in line for line in problems)
 
 
+@pytest.mark.slow  # a registration
 def test_other_outs_than_the_versions_are_not_taken_for_its_own(house):
     write_manifest(house.cache, stage="cache", params={"other": 1})
     found = by_item(lineage("models:/house/1", house))
