@@ -43,7 +43,7 @@ $(DVC_READY): constraints-dvc.txt
 	  { echo "Python 3.11 or newer is needed, found '$(PYTHON)'; run: make $(MAKECMDGOALS) PYTHON=/path/to/python3.11" >&2; exit 1; }
 	@echo "[setup] .venv-dvc"
 	@$(DVC_VENV)/bin/python -m pip --version >/dev/null 2>&1 || '$(PYTHON)' -m venv --clear $(DVC_VENV)
-	@$(DVC_VENV)/bin/python -m pip install --quiet --constraint constraints-dvc.txt dvc ruamel.yaml.clib
+	@$(DVC_VENV)/bin/python -m pip install --quiet --constraint constraints-dvc.txt 'dvc[ssh]' ruamel.yaml.clib
 	@touch $(DVC_READY)
 
 demo: $(READY) ## the whole pipeline on real text: data, training, scores, report, registry (minutes on two cores)

@@ -40,10 +40,11 @@ from dagster._core.instance.utils import RUNLESS_JOB_NAME
 from dagster._core.storage.asset_check_execution_record import AssetCheckExecutionRecordStatus
 from dagster._core.utils import make_new_run_id
 
-from assets.checks import MATCHES_DVC, PREDICATES, severity, verdict_of_status
+from assets.checks import MATCHES_DVC, metadata, severity, verdict_of_status
 from assets.graph import CODE, LockedItem
 from assets.partitions import WORKSPACE
 from assets.stages import ENTRY_TAG, StageAsset, ask
+from mlembed_core.predicates import PREDICATES
 
 Report = Callable[[Any], None]  # of AssetMaterialization and AssetCheckEvaluation
 Items = Collection[tuple[str, str | None]]  # (asset, partition)
@@ -105,7 +106,7 @@ def import_outs(
                 materialisations += 1
                 if ask_checks and locked.size <= ASK_UP_TO_BYTES:
                     for name, verdict in ask(this.stage, locked).items() if this.stage in PREDICATES else ():
-                        report(_evaluation(this, key, name, verdict.passed, verdict.figures))
+                        report(_evaluation(this, key, name, verdict.passed, metadata(verdict)))
                         checks += 1
             standing = [key for key in known if key in reasons and (this.name, key) not in busy]
             checks += _report_status(instance, this, {key: reasons[key] for key in standing}, report)

@@ -4,16 +4,19 @@ It holds a Pipes session and passes every line on as it comes. Stopped (cancelle
 killed, the tree dies with it (``processes.start``), and it dies with the run's process that started it (``MLEMBED_DIES_WITH``: Pipes
 gives no other hold on it). DVC itself killed, the stage dies with DVC.
 
-Arguments after ``--`` are run instead of DVC, as a whole command (``-- mlembed register 3d``).
+Arguments after ``--`` are run instead of DVC, as a whole command (``-- mlembed register 3d``). What a command of ours gives as its
+reason to fail is written to ``MLEMBED_REASON_FILE`` too: Pipes hands nothing on from a process that failed.
 """
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import subprocess
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from dagster_pipes import PipesContext, open_dagster_pipes
 
@@ -23,6 +26,8 @@ from mlembed_core import lifeline
 from mlembed_core.artifacts import Workspace
 from mlembed_core.errors import MlembedError
 
+REASON_FILE = "MLEMBED_REASON_FILE"
+REASON_LINES = 40
 STATUS_OF_STAGE = re.compile(r"failed to run: .*, exited with (\d+)")
 
 
@@ -48,20 +53,36 @@ def run(command: Sequence[str], pipes: PipesContext) -> int:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
     )
-    status_of_stage = None
+    status_of_stage, said = None, []
     try:
         assert process.stdout is not None
         for line in process.stdout:
             if text := line.rstrip():
                 pipes.log.info(text)
+                said.append(text)
             if found := STATUS_OF_STAGE.search(text):
                 status_of_stage = int(found.group(1))
         status = process.wait()
+        if status and REASON_FILE in os.environ:
+            Path(os.environ[REASON_FILE]).write_text(reason_of(said), encoding="utf-8")
         return status and (status_of_stage or status)
     finally:
         # Where it ended by itself, nothing is left: the loop above reads until the last one below it has gone.
         for name in stop_tree(process.pid):
             pipes.log.warning(f"{name} had to be killed")
+
+
+def reason_of(lines: Sequence[str]) -> str:
+    """The last error message of ours, which may have several lines; without one, what DVC called an error; else nothing."""
+    starts = [number for number, line in enumerate(lines) if line.startswith("mlembed: ") and not line.startswith("mlembed: warning")]
+    if not starts:
+        return "\n".join(line for line in lines if line.startswith("ERROR: "))
+    message = [lines[starts[-1]].removeprefix("mlembed: ")]
+    for line in lines[starts[-1] + 1 :]:
+        if line.startswith("ERROR: ") or len(message) == REASON_LINES:
+            break
+        message.append(line)
+    return "\n".join(message)
 
 
 def main() -> None:

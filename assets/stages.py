@@ -8,9 +8,11 @@ No postponed annotations here: Dagster looks at the types of a step's parameters
 
 import re
 import sys
+import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from dagster import (
@@ -35,15 +37,18 @@ from dagster._core.errors import DagsterPipesExecutionError
 from dagster._core.storage.asset_check_execution_record import AssetCheckExecutionRecordStatus
 
 from assets import checks, graph
-from assets.checks import MATCHES_DVC, PREDICATES, Verdict
+from assets.checks import MATCHES_DVC
 from assets.facts import Facts, facts_of
 from assets.graph import LockedItem
 from assets.partitions import WORKSPACE, item_of
+from assets.runner import REASON_FILE
 from mlembed_core import lifeline
 from mlembed_core.errors import MachineError, RegistryError
+from mlembed_core.predicates import PREDICATES, Verdict
 
 OWNER = "team:mlembed"
 TRAINING_POOL = "gpu"  # trainings stay apart: one device, or all cores, belong to one at a time
+FORCE_TAG = "mlembed/force"  # on a run: run the stage although DVC sees no change, for what it reads lies where DVC does not look
 ENTRY_TAG = "mlembed/lock_entry"  # on a materialisation: which record of dvc.lock it tells of
 RETRYABLE = (MachineError.exit_code, RegistryError.exit_code)
 RETRIES = RetryPolicy(max_retries=2, delay=10, backoff=Backoff.EXPONENTIAL)
@@ -140,7 +145,8 @@ def stage_asset(
         key = context.partition_key if context.has_partition_key else None
         if expensive:
             refuse_on_failed_checks(context.instance, this)
-        run_item(context, pipes, ["repro", "--single-item", this.items()[key]])
+        force = ["--force"] if context.run.tags.get(FORCE_TAG) else []
+        run_item(context, pipes, ["repro", *force, "--single-item", this.items()[key]])
         yield result_of(this, key)
 
     this = StageAsset(name, stage, tuple(deps), partitions, run_stage)
@@ -162,21 +168,27 @@ def run_item(context: AssetExecutionContext | OpExecutionContext, pipes: PipesSu
     Raises:
         Failure: it ended with another status than 0. Only where the machine or a server was the reason can trying again help.
     """
-    status = 1
-    try:
-        pipes.run(
-            context=context,
-            command=[sys.executable, "-m", "assets.runner", *command],
-            cwd=str(WORKSPACE.root),
-            env=lifeline.environment({}),  # Pipes adds it to this process's own
-        )
-        return
-    except DagsterPipesExecutionError as error:
-        if found := re.search(r"code (\d+)$", str(error)):
-            status = int(found.group(1))
+    status, reason = 1, ""
+    with tempfile.TemporaryDirectory(prefix="mlembed-run-") as scratch:
+        told = Path(scratch) / "reason"
+        try:
+            pipes.run(
+                context=context,
+                command=[sys.executable, "-m", "assets.runner", *command],
+                cwd=str(WORKSPACE.root),
+                env=lifeline.environment({REASON_FILE: str(told)}),  # Pipes adds it to this process's own
+            )
+            return
+        except DagsterPipesExecutionError as error:
+            if found := re.search(r"code (\d+)$", str(error)):
+                status = int(found.group(1))
+        if told.is_file():
+            reason = told.read_text(encoding="utf-8")
     raise Failure(
-        f"`{' '.join(command)}` ended with status {status}; the reason stands in the log above. "
-        "Earlier results are untouched (`dvc checkout` puts back what DVC had cleared).",
+        f"{reason or 'the reason stands in the log above'}\n"
+        f"(`{' '.join(part for part in command if part != '--')}` ended with status {status}. "
+        "Earlier results are untouched; `dvc checkout` puts back what DVC had cleared.)",
+        metadata={"status": status, "command": " ".join(command)},
         allow_retries=status in RETRYABLE,
     )
 
@@ -198,7 +210,9 @@ def result_of(this: StageAsset, key: str | None) -> MaterializeResult[Any]:
         metadata=this.facts(key, locked),
         tags={ENTRY_TAG: locked.entry},
         check_results=[
-            AssetCheckResult(check_name=name, passed=said.passed, severity=checks.severity(this.stage, name), metadata=dict(said.figures))
+            AssetCheckResult(
+                check_name=name, passed=said.passed, severity=checks.severity(this.stage, name), metadata=checks.metadata(said)
+            )
             for name, said in verdicts.items()
         ],
     )

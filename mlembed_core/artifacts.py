@@ -18,7 +18,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from mlembed_core.errors import ArtifactError, MachineError
@@ -210,10 +210,12 @@ def verify_files(out: Path) -> None:
     """Recompute sizes and hashes of an out's files.
 
     Raises:
-        ArtifactError: naming the first file that is missing, truncated or changed.
+        ArtifactError: naming the first file that is missing, truncated or changed, or that would lie outside of the out.
     """
     for name, recorded in read_manifest(out)["files"].items():
         path = out / name
+        if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+            raise ArtifactError(f"{out / MANIFEST} lists {name!r}, which lies outside of it: no stage writes that. Do not use this folder.")
         if not path.is_file():
             raise ArtifactError(f"{path} is missing, though {out / MANIFEST} lists it. Run `dvc checkout {out}`.")
         size = path.stat().st_size

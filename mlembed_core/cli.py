@@ -6,7 +6,9 @@ without a traceback and set the exit code (see ``errors.py``).
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, Protocol
@@ -16,7 +18,7 @@ import typer
 from mlembed_core import lifeline
 from mlembed_core.artifacts import Workspace
 from mlembed_core.config.model import Pooling
-from mlembed_core.errors import MachineError, MlembedError
+from mlembed_core.errors import ArtifactError, MachineError, MlembedError
 from mlembed_core.export.kinds import Format, StoredType, VectorType
 
 app = typer.Typer(
@@ -29,6 +31,7 @@ app = typer.Typer(
 STAGES = "Stages (dvc.yaml calls these)"
 REGISTRY = "Registry"
 PEOPLE = "For people"
+REFUSED = 11  # as registry.gate.PromotionRefusedError, whose module is slow to import
 
 ModelOption = Annotated[str, typer.Option("--model", help="a folder (models/3d), models:/NAME@alias or models:/NAME/VERSION")]
 LayersOption = Annotated[int | None, typer.Option("--layers", min=1, help="use the first layers only")]
@@ -181,6 +184,75 @@ def register(
     else:
         for item in done:
             typer.echo(item.summary)
+
+
+@app.command(rich_help_panel=REGISTRY)
+def promote(
+    version: Annotated[str | None, typer.Argument(help="number, alias or setting (default: the best candidate)")] = None,
+    why: Annotated[str, typer.Option("--why", help="kept in the record")] = "",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="put it through the gate, and move nothing")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Make a version the champion, if it passes the gate; a refusal lists every reason (exit code 11)."""
+    from mlembed_core.registry.promote import promote as move
+
+    done = move(_workspace(), version, why=why, dry_run=dry_run)
+    refused = done.judgement is not None and not done.judgement.passed
+    if done.judgement is not None and refused and not as_json:
+        done.judgement.require()
+    _tell(done, as_json=as_json)
+    if refused:
+        raise typer.Exit(REFUSED)
+
+
+@app.command(rich_help_panel=REGISTRY)
+def rollback(
+    to: Annotated[str | None, typer.Option("--to", help="an earlier champion (default: the one before)")] = None,
+    why: Annotated[str, typer.Option("--why", help="kept in the record")] = "",
+    as_json: JsonOption = False,
+) -> None:
+    """Give the alias champion back to an earlier champion."""
+    from mlembed_core.registry.promote import rollback as move
+
+    _tell(move(_workspace(), to=to, why=why), as_json=as_json)
+
+
+@app.command(rich_help_panel=REGISTRY)
+def history(as_json: JsonOption = False) -> None:
+    """Show every move of the champion: who, when, from, to, why."""
+    from mlembed_core.registry.promote import history as read
+
+    _tell(read(_workspace()), as_json=as_json)
+
+
+@app.command(rich_help_panel=REGISTRY)
+def lineage(
+    model: Annotated[str, typer.Argument(help="models:/NAME@alias or models:/NAME/VERSION")],
+    check: Annotated[bool, typer.Option("--check", help="recompute the hashes of what is on disk")] = False,
+    mermaid: Annotated[bool, typer.Option("--mermaid", help="print the graph, for Markdown")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Go from a registered version back to the raw text: run, commit, manifests, md5s, licences."""
+    from mlembed_core.registry.lineage import lineage as trace
+
+    done = trace(model, _workspace(), check=check)
+    if mermaid:
+        typer.echo(done.mermaid)
+    else:
+        _tell(done, as_json=as_json)
+    if done.problems:
+        raise ArtifactError(f"{len(done.problems)} things are not as recorded:\n  " + "\n  ".join(done.problems))
+
+
+@app.command(rich_help_panel=REGISTRY)
+def rescore(
+    version: Annotated[str, typer.Argument(help="number, alias or setting")] = "champion",
+    as_json: JsonOption = False,
+) -> None:
+    """Score a registered version on the gate's suites as they are today, so that a candidate can be compared with it."""
+    from mlembed_core.registry.rescore import rescore as score
+
+    _tell(score(_workspace(), version), as_json=as_json)
 
 
 @app.command(rich_help_panel=PEOPLE)
@@ -471,6 +543,7 @@ def _print_json(value: object) -> None:
 
 def main() -> NoReturn:
     """Entry point of the console script."""
+    _depend_on_dvc()
     lifeline.hold()
     try:
         status = app(standalone_mode=False)
@@ -488,6 +561,19 @@ def main() -> NoReturn:
         raise
     # With standalone_mode off, typer returns the code of an Exit instead of leaving with it.
     sys.exit(status if isinstance(status, int) else 0)
+
+
+def _depend_on_dvc() -> None:
+    """Let a stage die with the DVC that runs it: killed, DVC would leave it running, and the next attempt would write beside it."""
+    if "DVC_STAGE" not in os.environ:  # DVC sets it for every command that it runs
+        return
+    import psutil
+
+    for process in psutil.Process().parents():  # a shell stands in between
+        with contextlib.suppress(psutil.Error):
+            if any(Path(part).name == "dvc" for part in process.cmdline()[:3]):
+                os.environ[lifeline.DIES_WITH] = ",".join(filter(None, [os.environ.get(lifeline.DIES_WITH), str(process.pid)]))
+                return
 
 
 def _fail(message: str, code: int) -> NoReturn:

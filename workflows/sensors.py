@@ -1,19 +1,35 @@
-"""The sensor that follows DVC: what happened in a shell shows in Dagster's UI, and what DVC calls changed never looks fresh there."""
+"""Sensors: what happened in a shell shows in Dagster's UI, changed files of a team's own sources are read again, and new candidates
+are put to the gate.
+"""
 
+import glob
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from dagster import DagsterInstance, DefaultSensorStatus, RunsFilter, SensorEvaluationContext, SkipReason, sensor
+from dagster import (
+    DagsterInstance,
+    DefaultSensorStatus,
+    RunRequest,
+    RunsFilter,
+    SensorDefinition,
+    SensorEvaluationContext,
+    SensorResult,
+    SkipReason,
+    sensor,
+)
 
 from assets import graph
 from assets.importing import UNFINISHED, import_outs, unfinished_items
-from assets.partitions import WORKSPACE
-from assets.stages import STAGES
-from mlembed_core.artifacts import Workspace
+from assets.partitions import PARAMS, WORKSPACE
+from assets.raw_sources import raw_sources
+from assets.stages import FORCE_TAG, STAGES
+from mlembed_core.artifacts import MANIFEST, Workspace, hash_of, read_json
+from mlembed_core.config.data import LocalOrigin
 from workflows.jobs import JOBS
 from workflows.pipeline import PIPELINE
+from workflows.promotion import CANDIDATE_TAG, asking, promote
 
 INTERVAL_S = 30
 
@@ -65,3 +81,74 @@ def fingerprint_of(files: Iterable[Path], busy: Iterable[object]) -> str:
         except OSError:
             digest.update(f"{path}\\0missing\\n".encode())
     return digest.hexdigest()
+
+
+@sensor(
+    asset_selection=[raw_sources.definition],
+    minimum_interval_seconds=INTERVAL_S,
+    default_status=DefaultSensorStatus.RUNNING,
+    description="Reads a source of type local again when its files are new or changed; DVC does not look where they lie.",
+)
+def source_files(context: SensorEvaluationContext) -> SensorResult | SkipReason:
+    """A run for each source with files that are newer than its rows, or not those of the last look."""
+    seen = json.loads(context.cursor) if context.cursor else {}
+    now = {
+        name: files_of(source.origin.files, WORKSPACE) for name, source in PARAMS.sources.items() if isinstance(source.origin, LocalOrigin)
+    }
+    prints = {name: fingerprint_of(files, ()) for name, files in now.items() if files}
+    changed = [name for name, print_ in prints.items() if seen.get(name) != print_ and (name in seen or _is_newer(name, now[name]))]
+    requests = [RunRequest(run_key=f"{name}-{prints[name]}", partition_key=name, tags={FORCE_TAG: "true"}) for name in changed]
+    if not requests:
+        context.update_cursor(json.dumps(prints))
+        return SkipReason(f"no file of {len(now)} sources of type local is new or changed")
+    return SensorResult(run_requests=requests, cursor=json.dumps(prints))
+
+
+def files_of(patterns: Sequence[str], workspace: Workspace) -> list[Path]:
+    """The files that globs match, relative to the workspace, as the stage finds them."""
+    root = workspace.root
+    found = {root / match for pattern in patterns for match in glob.glob(pattern, root_dir=root, recursive=True)}  # noqa: PTH207
+    return sorted(path for path in found if path.is_file())
+
+
+def _is_newer(name: str, files: Sequence[Path]) -> bool:
+    """Whether a file changed after the source's rows were made; what never was made waits for the first person who wants it."""
+    made = WORKSPACE.sources / name / MANIFEST
+    return made.is_file() and max(path.stat().st_mtime_ns for path in files) > made.stat().st_mtime_ns
+
+
+def candidate_sensor(name: str, *, only_ask: bool, status: DefaultSensorStatus, description: str) -> SensorDefinition:
+    """Requests the job `promote` once for each candidate, with the scores that it has and the gate as it stands."""
+
+    @sensor(name=name, job_name=promote.name, minimum_interval_seconds=INTERVAL_S, default_status=status, description=description)
+    def look(_context: SensorEvaluationContext) -> SensorResult | SkipReason:
+        requests = [
+            RunRequest(
+                run_key=f"{name}-{hash_of([record, PARAMS.gate.model_dump(mode='json')])[:16]}",
+                run_config=asking(record["version"], only_ask=only_ask),
+                tags={CANDIDATE_TAG: record["setting"]},
+            )
+            for record in map(read_json, sorted(WORKSPACE.registration("any").parent.glob("*.json")))
+            if record["name"] == PARAMS.name and record["setting"] in PARAMS.settings
+        ]
+        return SensorResult(run_requests=requests) if requests else SkipReason("nothing was registered from this clone")
+
+    return look
+
+
+SENSORS = [
+    dvc_state,
+    source_files,
+    candidate_sensor(
+        "candidates_ask_for_promotion",
+        only_ask=True,
+        status=DefaultSensorStatus.RUNNING,
+        description="Puts every new candidate to the gate; one that passes asks for promotion, on its page and in the run's log.",
+    ),
+    candidate_sensor(
+        "candidates_are_promoted",
+        only_ask=False,
+        status=DefaultSensorStatus.STOPPED,
+        description="Promotes every new candidate that passes the gate, without asking. Off until somebody turns it on.",
+    ),
+]

@@ -8,6 +8,7 @@ from mlembed_core.config.axes import resolve_axes
 from mlembed_core.config.base import Name, Section, pick
 from mlembed_core.config.data import CacheParams, Sources, TokenizerParams
 from mlembed_core.config.evaluate import EvaluationParams, LocalSuite, Suites
+from mlembed_core.config.gate import GateParams
 from mlembed_core.config.model import BackboneParams, RandomBackbone
 from mlembed_core.config.settings import Settings
 from mlembed_core.config.train import TrainParams
@@ -27,6 +28,7 @@ class Params(Section):
     settings: Settings = Field(min_length=1)
     evaluation: EvaluationParams
     suites: Suites = Field(min_length=1)
+    gate: GateParams = GateParams()
 
     @model_validator(mode="after")
     def _sources_exist(self) -> Params:
@@ -47,6 +49,17 @@ class Params(Section):
         for name, source in self.sources.items():
             if source.kind not in self.train.objectives:
                 raise ValueError(f"train.objectives.{source.kind}: missing, though sources.{name} is of that kind; add it")
+        return self
+
+    @model_validator(mode="after")
+    def _the_gate_can_judge(self) -> Params:
+        for name in self.gate.suites or ():
+            try:
+                suite = pick(self.suites, name, path="suites")
+            except ConfigError as error:
+                raise ValueError(f"gate.suites: {error}") from None
+            if not suite.query_scores:
+                raise ValueError(f"gate.suites: {name} keeps no scores of single questions; set suites.{name}.query_scores: true")
         return self
 
     @model_validator(mode="after")

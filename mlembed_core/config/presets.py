@@ -52,7 +52,7 @@ def read(folder: Path, name: str) -> Params:
 
 def _find(folder: Path, name: str) -> Path:
     path = folder / f"{name}.yaml"
-    if not path.is_file():
+    if path.parent != folder or not path.is_file():  # a name, not a path
         known = ", ".join(sorted(file.stem for file in folder.glob("*.yaml"))) or "none"
         raise ConfigError(f"there is no preset {name!r} in {folder} (there are: {known})")
     return path

@@ -52,6 +52,7 @@ from mlembed_core.registry.client import (
     registering,
 )
 from mlembed_core.registry.pyfunc import mlmodel
+from mlembed_core.registry.tables import tables_of, upload_tables
 from mlembed_core.train.state_folder import drop_states
 from mlembed_core.train.tracking import (
     GIT_COMMIT_TAG,
@@ -86,7 +87,7 @@ class Registration:
         run_rebuilt: MLflow had no run for this out.
         model_uploaded: the folder was copied to the run's artifacts; for a version there already was: because it had been lost.
         num_metrics: scores written, new or changed.
-        num_pictures: files of the report written.
+        num_pictures: files of the report written; ``num_tables`` of the scores, which the gate compares question by question.
         dvc_md5: as in ``dvc.lock``, if that describes these very bytes.
         scores_hash: of the average scores that the version shows; ``report_hash`` of the report's manifest, None without a report.
     """
@@ -103,6 +104,7 @@ class Registration:
     model_uploaded: bool
     num_metrics: int
     num_pictures: int
+    num_tables: int
     dvc_md5: str | None
     scores_hash: str
     report_hash: str | None
@@ -123,6 +125,7 @@ class Registration:
         added += ["the model folder"] if self.model_uploaded else []
         added += [f"{self.num_metrics} scores"] if self.num_metrics else []
         added += [f"{self.num_pictures} files of the report"] if self.num_pictures else []
+        added += [f"{self.num_tables} score tables"] if self.num_tables else []
         news = f"added {', '.join(added)}" if added else "nothing to add"
         return f"registered {what}; {news}" if self.created else f"already registered: {what} has these weights; {news}"
 
@@ -166,6 +169,7 @@ def _register_one(registry: Registry, workspace: Workspace, name: str, model: Tr
     scores = main_scores(workspace.scores / model.setting)
     num_metrics = _update_scores(client, run, scores)
     num_pictures = _update_report(client, run, workspace.reports)
+    num_tables = upload_tables(client, run, tables_of(workspace, model.setting))
     uploaded = _upload_model(client, run, model)
     created = version is None
     if version is None:
@@ -185,6 +189,7 @@ def _register_one(registry: Registry, workspace: Workspace, name: str, model: Tr
         model_uploaded=uploaded,
         num_metrics=num_metrics,
         num_pictures=num_pictures,
+        num_tables=num_tables,
         dvc_md5=model.dvc_md5,
         scores_hash=hash_of(average_scores(scores)),
         report_hash=manifest_hash(workspace.reports) if (workspace.reports / MANIFEST).is_file() else None,

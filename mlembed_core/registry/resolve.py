@@ -92,6 +92,8 @@ def _registered_folder(ref: str) -> Path:
     with open_registry(_workspace()) as registry:
         version = _find_version(registry, match["name"], alias=match["alias"], number=match["version"])
         identity = version.tags.get(WEIGHTS_HASH_TAG) or hash_of([version.source, version.creation_timestamp])
+        if not identity.isalnum():  # it becomes a folder's name, and anybody who can write tags chose it
+            identity = hash_of(identity)
         folder = cache_folder() / "registry" / f"{version.name}-v{version.version}-{identity[:12]}"
         if not folder.is_dir():
             _download(registry, version, folder)

@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -197,6 +198,24 @@ def test_one_action_brings_everything_up_to_date(done, servers, workspace):
     assert set(servers.stale().values()) == {"FRESH"}
     assert failed_checks(done) == set()
     assert {partition for asset, partition in servers.versions() if asset == "registered_model"} == {"baseline", "3d"}
+
+
+def listening(pid):
+    """(address, port) of every listening socket of a process and those below it."""
+    found = []
+    for process in [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]:
+        found += [
+            (item.laddr.ip, item.laddr.port)
+            for item in process.net_connections(kind="inet")
+            if item.status == psutil.CONN_LISTEN and item.type == socket.SOCK_STREAM
+        ]
+    return found
+
+
+def test_all_servers_listen_on_loopback_only(servers):
+    found = listening(servers.process.pid)
+    assert len(found) >= 3  # the code server, Dagster and MLflow
+    assert {address for address, _ in found} == {"127.0.0.1"}
 
 
 def test_data_versions_are_dvcs_md5s(done, servers):

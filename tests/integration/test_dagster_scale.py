@@ -1,13 +1,16 @@
 """More sources than Dagster itself follows (it drops staleness behind 100 partitions or more): the pages still say what DVC says."""
 
 import json
+import os
 import re
 import sys
 
+import pandas as pd
 import pytest
 
 from benchmarks.scaled_workspace import make
 from tests.integration.conftest import ROOT, run
+from tests.integration.test_dagster import Servers, wait_until
 
 SOURCES = 101
 SETTINGS, SUITES = ("baseline", "mrl"), ("suite_00", "suite_01")
@@ -73,3 +76,43 @@ def test_one_source_of_a_hundred_changed_by_hand(tmp_path):
 
     assert {state for *_, state in mended["answers"]} == {"SUCCEEDED"}
     assert len(mended["answers"]) == num_items
+
+
+BACKFILLED = int(os.environ.get("MLEMBED_TEST_SOURCES", "159"))  # the published collections
+BACKFILL_PATIENCE_S = 60.0 * BACKFILLED
+LAUNCH_BACKFILL = """mutation($p: LaunchBackfillParams!) { launchPartitionBackfill(backfillParams: $p) {
+  __typename ... on LaunchBackfillSuccess { backfillId } ... on PythonError { message } } }"""
+BACKFILL = """query($b: String!) { partitionBackfillOrError(backfillId: $b) { ... on PartitionBackfill { status numPartitions } } }"""
+RUNS = """{ runsOrError { ... on Runs { results { status } } } }"""
+
+
+@pytest.mark.slow
+def test_a_backfill_of_all_sources(tmp_path):
+    """Every source's files are there and none was read: one backfill, a run each, and DVC has them all on record."""
+    folder = tmp_path / "workspace"
+    make(ROOT, folder, sources=BACKFILLED, settings=1, suites=1)
+    (folder / "pairs").mkdir()
+    names = [f"source_{number:03}" for number in range(BACKFILLED)]
+    for number, name in enumerate(names):
+        texts = [f"text {number} {row}" for row in range(40)]
+        columns = {"query": [f"query {text}" for text in texts], "passage": texts}
+        columns |= {f"negative_{index}": [f"other {index} {text}" for text in texts] for index in range(1, 25)}
+        pd.DataFrame(columns).to_parquet(folder / "pairs" / f"{name}.parquet")
+    (folder / "dvc.lock").unlink()
+    servers = Servers(folder)
+    try:
+        params = {"assetSelection": [{"path": ["raw_sources"]}], "partitionNames": names}
+        launched = servers.ask(LAUNCH_BACKFILL, p=params)["launchPartitionBackfill"]
+        assert launched["__typename"] == "LaunchBackfillSuccess", launched
+
+        def status():
+            return servers.ask(BACKFILL, b=launched["backfillId"])["partitionBackfillOrError"]["status"]
+
+        wait_until(lambda: status() not in {"REQUESTED", "CANCELING"}, BACKFILL_PATIENCE_S)
+        runs = [run["status"] for run in servers.ask(RUNS)["runsOrError"]["results"]]
+        assert status() == "COMPLETED_SUCCESS", runs
+        assert {partition for asset, partition in servers.versions() if asset == "raw_sources"} == set(names)
+    finally:
+        servers.stop()
+    changed = json.loads(run(folder, "dvc", "status", "--json", *(f"source@{name}" for name in names)).stdout)
+    assert changed == {}

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from dagster import AssetCheckEvaluation, AssetKey, AssetMaterialization, DagsterInstance, Failure
@@ -12,6 +13,7 @@ from assets.graph import HASH_DIGITS
 from assets.importing import OUT_OF_DATE
 from assets.partitions import SOURCES
 from assets.registered_model import registered_model
+from assets.runner import REASON_FILE, reason_of
 from assets.stages import ENTRY_TAG, refuse_on_failed_checks, run_item
 from assets.trained_model import trained_model
 from mlembed_core.errors import DataError, MachineError
@@ -56,10 +58,12 @@ def test_the_backbone_is_upstream_of_a_training_and_a_registration_of_nothing(in
 class Ended:
     """Stands for the Pipes client of a runner that ended with a status."""
 
-    def __init__(self, status):
-        self.status = status
+    def __init__(self, status, reason=None):
+        self.status, self.reason = status, reason
 
-    def run(self, **_):
+    def run(self, *, env, **_):
+        if self.reason is not None:
+            Path(env[REASON_FILE]).write_text(self.reason)
         if self.status:
             raise DagsterPipesExecutionError(f"External execution process failed with code {self.status}")
 
@@ -70,6 +74,30 @@ def test_only_what_the_machine_or_a_server_did_is_tried_again():
         with pytest.raises(Failure, match=f"ended with status {status}") as caught:
             run_item(None, Ended(status), ["repro", "--single-item", "cache"])
         assert caught.value.allow_retries is again
+
+
+def test_a_failure_says_what_the_command_said():
+    with pytest.raises(
+        Failure, match=r"^rows.parquet is damaged. Run `dvc checkout`.\n\(`mlembed register 3d` ended with status 5"
+    ) as caught:
+        run_item(None, Ended(5, "rows.parquet is damaged. Run `dvc checkout`."), ["--", "mlembed", "register", "3d"])
+    assert caught.value.metadata["status"].value == 5
+
+
+@pytest.mark.parametrize(
+    ("lines", "reason"),
+    [
+        (
+            ["> mlembed cache", "mlembed: the cache is damaged", "  by hand", "ERROR: failed to reproduce"],
+            "the cache is damaged\n  by hand",
+        ),
+        (["mlembed: warning: not tracked", "mlembed: the loss is nan"], "the loss is nan"),
+        (["mlembed: warning: not tracked", "ERROR: Unable to acquire lock"], "ERROR: Unable to acquire lock"),
+        (["Running stage 'cache'"], ""),
+    ],
+)
+def test_the_reason_is_the_last_message_of_ours(lines, reason):
+    assert reason_of(lines) == reason
 
 
 def test_the_runner_passes_on_the_status_of_the_stage():
