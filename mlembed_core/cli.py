@@ -184,12 +184,17 @@ def register(
 
 
 @app.command(rich_help_panel=PEOPLE)
-def preset(name: Annotated[str, typer.Argument(help="a file of configs/presets, without .yaml")]) -> None:
+def preset(
+    name: Annotated[str, typer.Argument(help="a file of configs/presets, without .yaml")],
+    catalogue: Annotated[
+        str | None, typer.Option("--catalogue", help="a file of configs/sources: its sources take the place of the preset's")
+    ] = None,
+) -> None:
     """Put a preset in place as configs/params.yaml; the next `dvc repro` runs what changed."""
     from mlembed_core.config.presets import compose
 
     workspace = Workspace.find()
-    workspace.params_file.write_text(compose(workspace.root / "configs" / "presets", name), encoding="utf-8")
+    workspace.params_file.write_text(compose(workspace.root / "configs" / "presets", name, catalogue=catalogue), encoding="utf-8")
     typer.echo(f"configs/params.yaml is now the preset {name}. Next: dvc repro")
 
 
@@ -352,12 +357,18 @@ def verify(
 
 @app.command(rich_help_panel=PEOPLE)
 def prefetch(
-    suite: Annotated[str, typer.Argument(help="a suite's name, a benchmark of mteb, or tasks of mteb with commas between")],
+    suite: Annotated[str | None, typer.Argument(help="a suite's name, a benchmark of mteb, or tasks of mteb with commas between")] = None,
+    sources: Annotated[bool, typer.Option("--sources", help="instead of a suite's: the files of all sources")] = False,
     mirror: Annotated[Path | None, typer.Option("--mirror", help="a folder to fetch into, to carry to a machine without network")] = None,
     only_list: Annotated[bool, typer.Option("--list", help="say what is where, fetch nothing")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Fetch the datasets of a suite from the hub: scoring itself never downloads."""
+    """Fetch the datasets of a suite, or of the sources, from the hub: scoring itself never downloads."""
+    if (suite is None) != sources:
+        raise typer.BadParameter("name a suite, or give --sources")
+    if suite is None:
+        _prefetch_sources(mirror, only_list=only_list, as_json=as_json)
+        return
     from mlembed_core.registry.evaluate import prefetch as fetch_all
 
     found = fetch_all(suite, mirror=mirror, only_list=only_list)
@@ -367,6 +378,21 @@ def prefetch(
     for item in found:
         typer.echo(f"{item.dataset}  {item.place}" + ("" if item.found or only_list else "  (fetched)"))
     typer.echo(f"{len(found)} datasets" if found else f"{suite} reads no dataset of the hub", err=True)
+
+
+def _prefetch_sources(mirror: Path | None, *, only_list: bool, as_json: bool) -> None:
+    from mlembed_core.stages.source import prefetch as fetch_all
+
+    found = [
+        {"source": name, "place": place, "fetched": fetched}
+        for name, place, fetched in fetch_all(_workspace(), mirror=mirror, only_list=only_list)
+    ]
+    if as_json:
+        _print_json(found)
+        return
+    for item in found:
+        typer.echo(f"{item['source']}  {item['place']}" + ("  (fetched)" if item["fetched"] else ""))
+    typer.echo(f"{len(found)} sources of the hub" if found else "no source of the parameters is from the hub", err=True)
 
 
 @app.command(rich_help_panel=PEOPLE)

@@ -222,7 +222,7 @@ def check_params(workspace: Workspace) -> Iterator[Finding]:
     yield from _check_tokenizer(params, workspace)
     for name, source in params.sources.items():
         if isinstance(source.origin, LocalOrigin):
-            yield _check_files(f"sources.{name}", source.origin.files, workspace)
+            yield _check_files(f"sources.{name}", [pattern.path for pattern in source.origin.patterns], workspace)
 
 
 def _check_threads(params: Params) -> Finding:

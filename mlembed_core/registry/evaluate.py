@@ -219,7 +219,7 @@ def prefetch(suite_name: str, *, mirror: Path | None = None, only_list: bool = F
     """Fetch what a suite reads from the hub and this machine lacks.
 
     Args:
-        mirror: the folder to fetch into, and the only one to look into; None: the machine's (see ``evaluate/mirror.py``).
+        mirror: the folder to fetch into, and the only one to look into; None: the machine's (see ``mirror.py``).
         only_list: say what is where, fetch nothing.
 
     Raises:
@@ -231,8 +231,9 @@ def prefetch(suite_name: str, *, mirror: Path | None = None, only_list: bool = F
     key, suite = find_suite(suite_name, _workspace())
     if isinstance(suite, LocalSuite):
         return []
-    from mlembed_core.evaluate.mirror import datasets_of, fetch, mirrors
+    from mlembed_core.evaluate.mirror import datasets_of
     from mlembed_core.evaluate.suites import mteb_tasks
+    from mlembed_core.mirror import fetch, mirrors
     from mlembed_core.progress import track
 
     places = mirrors() if mirror is None else [mirror.absolute()]

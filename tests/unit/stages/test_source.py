@@ -63,10 +63,14 @@ def test_a_local_source_counts_what_it_dropped_and_names_its_files(tmp_path: Pat
         "rows_test": 0,
         "rows_unsplit": 2,
         "languages": 1,
+        "dropped_broken_unicode": 0,
         "dropped_empty_query": 1,
         "dropped_empty_passage": 0,
+        "dropped_too_long": 0,
         "dropped_query_equals_passage": 0,
         "dropped_passage_among_negatives": 0,
+        "dropped_duplicate": 0,
+        "kept_too_few_negatives": 0,
     }
     assert manifest["details"]["languages"] == ["fra"]
     assert manifest["details"]["licences"] == ["CC-BY-4.0"]
@@ -119,5 +123,5 @@ def test_a_builder_that_makes_forbidden_rows_is_a_bug_that_stops_here(tmp_path: 
     bad = Built([Row("same", "same", [], None, None, "train")], [])
     monkeypatch.setitem(embedded.BUILDERS, "python_topics", lambda *_: bad)
     workspace = workspace_with(tmp_path, topics={"kind": "retrieval", "origin": {"type": "embedded", "builder": "python_topics"}})
-    with pytest.raises(DataError, match=r"'python_topics' made rows that the recipe forbids: \{'dropped_query_equals_passage': 1\}"):
+    with pytest.raises(DataError, match=r"the builder 'python_topics': 1 of 1 rows fail the check query_equals_passage.*is a bug"):
         source.run(workspace, "topics")
