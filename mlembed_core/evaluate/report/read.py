@@ -15,11 +15,13 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute
 import pyarrow.parquet as pq
 
 from mlembed_core.artifacts import read_json
 from mlembed_core.config.grid import Shape
 from mlembed_core.errors import ArtifactError
+from mlembed_core.evaluate.bootstrap import Answers, Part
 
 COST_COLUMNS = ("bytes_fp32", "flops_per_token", "bytes_per_vector")
 LOSS_COLUMNS = ("step", "loss")
@@ -91,6 +93,24 @@ def read_scores(path: Path, *, suite: str, made_by: str, setting: str | None = N
     return [_scored_model(path, name, submodel, of_model) for (name, submodel), of_model in models.items()]
 
 
+def read_answers(path: Path, *, made_by: str) -> dict[tuple[str, str], dict[Part, Answers]]:
+    """The scores of single questions in a score table: (setting, submodel or "") → part → answers. Empty where the suite keeps none.
+
+    Args:
+        made_by: the command that writes the table, for the error messages.
+
+    Raises:
+        ArtifactError: the file is missing, damaged or of an older format.
+    """
+    columns = ["setting", "submodel", *Part._fields, "query", "score"]
+    frame = _read(path, columns, pa.compute.field("query").is_valid(), made_by).to_pandas()
+    frame["submodel"] = frame["submodel"].fillna("")
+    found: dict[tuple[str, str], dict[Part, Answers]] = {}
+    for (setting, submodel, *part), rows in frame.groupby(["setting", "submodel", *Part._fields], sort=False):
+        found.setdefault((setting, submodel), {})[Part(*part)] = Answers(tuple(rows["query"]), rows["score"].to_numpy(dtype=float))
+    return found
+
+
 class _Row(NamedTuple):
     """A main row of a score table, as far as the report uses it."""
 
@@ -113,19 +133,24 @@ class _Row(NamedTuple):
 
 def _read_rows(path: Path, made_by: str) -> list[_Row]:
     """The main rows of a score table, its columns checked."""
-    if not path.is_file():
-        raise ArtifactError(f"{path} does not exist. `{made_by}` makes it, `dvc pull` fetches it from a remote.")
-    try:
-        absent = [column for column in (*_Row._fields, "main") if column not in pq.read_schema(path).names]
-        if absent:
-            raise ArtifactError(f"{path} lacks the column(s) {', '.join(absent)}. `{made_by}` writes it anew.")
-        table = pq.read_table(path, columns=list(_Row._fields), filters=[("main", "=", True)])
-    except (pa.ArrowException, OSError) as error:
-        raise ArtifactError(f"{path} is not a readable parquet file ({error}). Delete it; `{made_by}` writes it anew.") from None
+    table = _read(path, list(_Row._fields), pa.compute.field("main"), made_by)
     if table.num_rows == 0:
         raise ArtifactError(f"{path} holds no main score. `{made_by}` writes it anew.")
     # Plain tuples: grouping a hundred thousand small tasks in pandas takes minutes.
     return list(map(_Row._make, zip(*(table.column(name).to_pylist() for name in _Row._fields), strict=True)))
+
+
+def _read(path: Path, columns: Sequence[str], rows: Any, made_by: str) -> pa.Table:
+    """Some columns of a score table, of the rows for which an expression holds."""
+    if not path.is_file():
+        raise ArtifactError(f"{path} does not exist. `{made_by}` makes it, `dvc pull` fetches it from a remote.")
+    try:
+        absent = [column for column in (*columns, "main") if column not in pq.read_schema(path).names]
+        if absent:
+            raise ArtifactError(f"{path} lacks the column(s) {', '.join(absent)}. `{made_by}` writes it anew.")
+        return pq.read_table(path, columns=list(columns), filters=rows)
+    except (pa.ArrowException, OSError) as error:
+        raise ArtifactError(f"{path} is not a readable parquet file ({error}). Delete it; `{made_by}` writes it anew.") from None
 
 
 def _scored_model(path: Path, setting: str, submodel: str, rows: Sequence[_Row]) -> ScoredModel:

@@ -9,7 +9,8 @@ import pandas as pd
 import pytest
 
 from mlembed_core.errors import ArtifactError
-from mlembed_core.evaluate.report.read import read_loss_curve, read_scores, read_validation_curve
+from mlembed_core.evaluate.bootstrap import Part
+from mlembed_core.evaluate.report.read import read_answers, read_loss_curve, read_scores, read_validation_curve
 from mlembed_core.stages import report as stage
 
 
@@ -53,6 +54,21 @@ def test_a_table_without_a_column_is_named(made_up: Any) -> None:
     made_up.write()
     change(made_up, "3d", lambda table: table.drop(columns=["metric", "bytes_fp32"]))
     fails(made_up, str(made_up.table("3d")), "lacks the column(s) metric, bytes_fp32")
+
+
+def test_answers_are_the_rows_of_single_questions_by_submodel_and_part(made_up: Any) -> None:
+    made_up.write()
+    found = read_answers(made_up.table("3d"), made_by="…")
+    assert list(found) == [("3d", name) for name in ("l2-d16-r16", "l2-d4-r16", "l1-d16-r16", "l2-d16-r4", "l1-d4-r16")]
+    (part, answers), *rest = found["3d", "l2-d4-r16"].items()
+    assert not rest
+    assert part == Part("BetaSearch", "default", "test")
+    assert answers.ids == ("q0", "q1", "q2", "q3", "q4")
+    assert answers.scores.mean() == pytest.approx(0.4)
+    controls = read_answers(made_up.table("controls"), made_by="…")
+    assert ("char_tfidf", "") in controls
+    change(made_up, "3d", lambda table: table[table["query"].isna()])
+    assert read_answers(made_up.table("3d"), made_by="…") == {}
 
 
 def test_a_table_without_main_scores_is_refused(made_up: Any) -> None:
