@@ -31,6 +31,40 @@ def num_rows(path: Path) -> int:
         return int(file.metadata.num_rows)
 
 
+def rows_of_groups(path: Path) -> list[int]:
+    """Rows of each row group of a parquet file, from its footer.
+
+    Raises:
+        ArtifactError: the file is missing or damaged; the message names it.
+    """
+    with _opened(path) as file:
+        return [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
+
+
+def num_row_groups(path: Path) -> int:
+    """Row groups of a parquet file."""
+    return len(rows_of_groups(path))
+
+
+def read_group(path: Path, group: int, columns: Sequence[str], *, distinct_texts: Sequence[str] = ()) -> Iterator[pa.RecordBatch]:
+    """The named columns of one row group, cut where a count of ``BATCH_ROWS`` through the whole file cuts.
+
+    Args:
+        distinct_texts: columns to give in dictionary form (see :func:`distinct`).
+
+    Raises:
+        ArtifactError: the file is missing or damaged; the message names it.
+    """
+    first = sum(rows_of_groups(path)[:group])
+    with _opened(path, read_dictionary=list(distinct_texts)) as file:
+        table = file.read_row_group(group, columns=list(columns)).combine_chunks()
+    start = 0
+    while start < table.num_rows:
+        stop = min(start + BATCH_ROWS - (first + start) % BATCH_ROWS, table.num_rows)
+        yield from table.slice(start, stop - start).to_batches()
+        start = stop
+
+
 def read_batches(path: Path, columns: Sequence[str], *, distinct_texts: Sequence[str] = ()) -> Iterator[pa.RecordBatch]:
     """The named columns, at most ``BATCH_ROWS`` rows at a time.
 
