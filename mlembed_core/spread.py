@@ -50,6 +50,8 @@ def spread(
     gpus_each: int = 0,
     cpus_each: int = 1,
     name: Callable[[T], str] = lambda _: "",
+    only_here: bool = False,
+    shown: bool = True,
 ) -> Iterator[tuple[int, R]]:
     """Do ``build()(piece)`` for every piece, with progress.
 
@@ -62,6 +64,8 @@ def spread(
         in_order: give results in the order of the pieces; else as they come.
         gpus_each, cpus_each: what a piece takes on a cluster. With GPUs, local processes see one device each, in turn.
         name: of a piece, shown beside the bar.
+        only_here: whatever the environment says.
+        shown: false where the caller shows progress of its own.
 
     Yields:
         (number of the piece, its result).
@@ -71,8 +75,8 @@ def spread(
         MachineError: the cluster cannot be reached, or processes died again and again.
     """
     with ExitStack() as stack:
-        place = stack.enter_context(_place(build, processes, gpus_each=gpus_each, cpus_each=cpus_each))
-        progress = stack.enter_context(Reporter(description, total, unit, start=start))
+        place = None if only_here else stack.enter_context(_place(build, processes, gpus_each=gpus_each, cpus_each=cpus_each))
+        progress = stack.enter_context(Reporter(description, total, unit, start=start, shown=shown))
         found = _one_by_one(build, pieces) if place is None else _in_flight(place, pieces, in_order=in_order)
         for number, piece, result in found:
             progress.advance(note=name(piece))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 import pytest
 
 from mlembed_core.errors import DataError
-from mlembed_core.spread import RAY, spread
+from mlembed_core.spread import spread
 
 pytestmark = [
     pytest.mark.slow,
@@ -42,36 +41,20 @@ class Work:
         return work
 
 
-@pytest.fixture
-def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-    monkeypatch.setenv("RAY_health_check_period_ms", "500")  # a dead node is noticed after seconds, not half a minute
-    monkeypatch.setenv("RAY_health_check_failure_threshold", "3")
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]))
-    from ray.cluster_utils import Cluster
-
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False, "object_store_memory": 10**8})
-    try:
-        monkeypatch.setenv(RAY, cluster.address)
-        yield cluster
-    finally:
-        cluster.shutdown()
-
-
-def test_a_node_that_dies_half_way_costs_nothing_but_time(cluster: Any, tmp_path: Path) -> None:
-    second = cluster.add_node(num_cpus=1, object_store_memory=10**8)
+def test_a_node_that_dies_half_way_costs_nothing_but_time(ray_cluster: Any, tmp_path: Path) -> None:
+    second = ray_cluster.add_node(num_cpus=1, object_store_memory=10**8)
     found, nodes = [], set()
     for number, (value, node) in spread(Work(tmp_path), range(12), description="squares", total=12, unit="pieces"):
         found.append((number, value))
         nodes.add(node)
         if second is not None and len(nodes) == 2:
-            cluster.remove_node(second, allow_graceful=False)  # both have worked; now one is gone, with a piece in hand
+            ray_cluster.remove_node(second, allow_graceful=False)  # both have worked; now one is gone, with a piece in hand
             second = None
     assert second is None, "only one node ever worked"
     assert sorted(found) == [(number, number * number) for number in range(12)]
     assert len(list(tmp_path.iterdir())) > 12  # something was done twice
 
 
-def test_errors_come_through(cluster: Any, tmp_path: Path) -> None:
+def test_errors_come_through(ray_cluster: Any, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"^row 3 is bad$"):
         list(spread(Work(tmp_path), [1, "bad", 2], description="squares", total=3, unit="pieces"))
