@@ -19,6 +19,7 @@ from functools import lru_cache, partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, Final, NamedTuple
+from uuid import uuid4
 
 import numpy as np
 import pyarrow as pa
@@ -30,7 +31,17 @@ from tokenizers import Tokenizer
 from mlembed_core.artifacts import read_json, write_json
 from mlembed_core.data.key_table import KeyTable
 from mlembed_core.data.rows import negative_columns
-from mlembed_core.data.texts import distinct, hash_fraction, hash_key, num_row_groups, num_rows, read_batches, read_group, rows_of_groups
+from mlembed_core.data.texts import (
+    distinct,
+    hash_fraction,
+    hash_key,
+    num_row_groups,
+    num_rows,
+    read_batches,
+    read_group,
+    require_columns,
+    rows_of_groups,
+)
 from mlembed_core.data.tokenize import cut, load_tokenizer, uncut_ids
 from mlembed_core.errors import ArtifactError
 from mlembed_core.progress import Reporter
@@ -92,6 +103,11 @@ class Job:
         return ["passage", *negative_columns(self.num_negatives)]
 
     @property
+    def columns(self) -> list[str]:
+        """Of the source, what is read."""
+        return ["query", *self.document_columns, "label", "lang", "split"]
+
+    @property
     def prompted_share(self) -> float:
         return PROMPTED_SHARE if self.symmetric and self.instruction else 0.0
 
@@ -123,7 +139,7 @@ def make_corpus(job: Job, folder: Path, *, scratch: Path, description: str) -> d
         ArtifactError: the source cannot be read; the message names its file.
         MachineError: processes died again and again.
     """
-    _check_columns(job)
+    require_columns(job.rows_file, job.columns)
     job.state.mkdir(parents=True, exist_ok=True)
     counts_of = {number: counts for number in range(job.num_pieces) if (counts := _finished(job, number)) is not None}
     start = sum(map(job.rows_in, counts_of))
@@ -164,10 +180,6 @@ def _make_pieces(job: Job, done: Set[int], scratch: Path) -> Iterator[tuple[int,
     for _, (number, counts) in spread(partial(TokenisePiece, job), pieces(), **quiet):
         _finish(job, number, counts, keys_of.pop(number))
         yield number, counts
-
-
-def _check_columns(job: Job) -> None:
-    next(read_batches(job.rows_file, ["query", *job.document_columns, "label", "lang", "split"]), None)
 
 
 def _file(job: Job, number: int, part: str) -> Path:
@@ -221,10 +233,9 @@ class _Batch(NamedTuple):
 @lru_cache(maxsize=1)  # where hashing and tokenising are done in one process, a piece is read once
 def _batches(job: Job, number: int) -> list[_Batch]:
     """The rows of a piece that are not of the test split."""
-    columns = ["query", *job.document_columns, "label", "lang", "split"]
     found = []
     for group in range(number * PIECE_GROUPS, min((number + 1) * PIECE_GROUPS, num_row_groups(job.rows_file))):
-        for batch in read_group(job.rows_file, group, columns, distinct_texts=["query", *job.document_columns]):
+        for batch in read_group(job.rows_file, group, job.columns, distinct_texts=["query", *job.document_columns]):
             split = batch.column("split")
             rows = batch.filter(pc.or_(pc.is_null(split), pc.is_in(split, pa.array(["train", "dev"]))))
             if rows.num_rows:
@@ -255,9 +266,11 @@ class TokenisePiece:
     def __call__(self, piece: Piece) -> tuple[int, dict[str, int]]:
         job = self._job
         counts: Counter[str] = Counter()
+        # Under names of its own until they are whole: a process that was given up may still be at the same piece.
+        drafts = {part: _file(job, piece.number, f"{part}.{uuid4().hex}") for part in ("documents", "rows")}
         with (
-            pa.OSFile(str(_file(job, piece.number, "documents")), "wb") as documents_file,
-            pa.OSFile(str(_file(job, piece.number, "rows")), "wb") as rows_file,
+            pa.OSFile(str(drafts["documents"]), "wb") as documents_file,
+            pa.OSFile(str(drafts["rows"]), "wb") as rows_file,
             pa.ipc.new_file(documents_file, DOCUMENT_COLUMNS) as documents,
             pa.ipc.new_file(rows_file, ROW_COLUMNS) as rows,
         ):
@@ -269,6 +282,8 @@ class TokenisePiece:
                 if len(fresh):
                     documents.write_batch(self._documents(batch, fresh, ids[fresh], counts))
                 rows.write_batch(self._rows(batch, ids, counts))
+        for part, draft in drafts.items():
+            draft.replace(_file(job, piece.number, part))
         return piece.number, dict(counts)
 
     def _documents(self, batch: _Batch, fresh: NDArray[np.int64], ids: NDArray[np.int64], counts: Counter[str]) -> pa.RecordBatch:

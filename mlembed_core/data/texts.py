@@ -46,6 +46,21 @@ def num_row_groups(path: Path) -> int:
     return len(rows_of_groups(path))
 
 
+def require_columns(path: Path, columns: Sequence[str]) -> None:
+    """Refuse a file that lacks some of the columns.
+
+    Raises:
+        ArtifactError: it does, or is missing or damaged; the message names it.
+    """
+    with _opened(path) as file:
+        missing = sorted(set(columns) - set(file.schema_arrow.names))
+        if missing:
+            raise ArtifactError(
+                f"{path} lacks the columns {', '.join(missing)} (it has {', '.join(file.schema_arrow.names)}). "
+                "Delete its folder and run `dvc repro`, which makes it again."
+            )
+
+
 def read_group(path: Path, group: int, columns: Sequence[str], *, distinct_texts: Sequence[str] = ()) -> Iterator[pa.RecordBatch]:
     """The named columns of one row group, cut where a count of ``BATCH_ROWS`` through the whole file cuts.
 
@@ -74,13 +89,7 @@ def read_batches(path: Path, columns: Sequence[str], *, distinct_texts: Sequence
     Raises:
         ArtifactError: the file is missing or damaged, or lacks a column; the message names it.
     """
-    with _opened(path) as file:
-        missing = sorted(set(columns) - set(file.schema_arrow.names))
-        if missing:
-            raise ArtifactError(
-                f"{path} lacks the columns {', '.join(missing)} (it has {', '.join(file.schema_arrow.names)}). "
-                "Delete its folder and run `dvc repro`, which makes it again."
-            )
+    require_columns(path, columns)
     with _opened(path, read_dictionary=list(distinct_texts)) as file:
         yield from file.iter_batches(batch_size=BATCH_ROWS, columns=list(columns))
 
@@ -122,7 +131,7 @@ def distinct(columns: Sequence[pa.Array]) -> tuple[list[str], NDArray[np.int64]]
     return dictionary.take(pa.array(used)).to_pylist(), position[index]
 
 
-def hash_key(content: str | bytes) -> bytes:
+def hash_key(content: str | bytes | memoryview) -> bytes:
     """16 bytes that stand for a text (or token ids) in a table of those seen: the same in every process and on every machine."""
     return hashlib.blake2b(content.encode() if isinstance(content, str) else content, digest_size=16).digest()
 

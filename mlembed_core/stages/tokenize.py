@@ -52,6 +52,9 @@ def run(workspace: Workspace, name: str) -> None:
         alone=not (os.environ.get(RAY) or os.environ.get(PROCESSES)),
     )
     load_tokenizer(job.tokenizer)  # refused before anything is read
+    for old in job.state.parent.glob(f"{name}-*"):
+        if old != job.state:  # of other rows, another tokenizer or other code
+            shutil.rmtree(old, ignore_errors=True)
     with writing(workspace, workspace.corpora / name) as draft:
         counts = make_corpus(job, draft, scratch=draft, description=f"tokenize {name}")
         if not counts["rows"]:
