@@ -226,7 +226,7 @@ class _Batch(NamedTuple):
 
     rows: pa.RecordBatch
     texts: list[str]
-    index: NDArray[np.int64]
+    cells: NDArray[np.int64]
     keys: list[bytes]
 
 
@@ -307,7 +307,7 @@ class TokenisePiece:
         lists = tokens.take(pa.array(index[0]))
         counts["tokens"] += len(lists.flatten())
         counts["truncated"] += int(truncated[index[0]].sum())
-        documents = np.append(ids, -1)[batch.index]  # index −1, a null, picks the −1 at the end
+        documents = np.append(ids, -1)[batch.cells]  # index −1, a null, picks the −1 at the end
         return pa.record_batch(
             [
                 lists,
