@@ -325,9 +325,12 @@ def token_lists(tokenizer: Tokenizer, texts: Sequence[str], max_length: int) -> 
     parts: list[NDArray[np.uint32]] = [np.empty(0, dtype=np.uint32)]
     position = 0
     for lists in uncut_ids(tokenizer, texts):
-        lengths[position : position + len(lists)] = [len(ids) for ids in lists]
-        kept = [cut(ids, max_length) for ids in lists]
-        parts.append(np.fromiter(chain.from_iterable(kept), dtype=np.uint32, count=sum(map(len, kept))))
+        here = [len(ids) for ids in lists]
+        lengths[position : position + len(lists)] = here
+        if max(here) > max_length:
+            lists = [cut(ids, max_length) for ids in lists]
+        num_tokens = sum(min(length, max_length) for length in here)
+        parts.append(np.fromiter(chain.from_iterable(lists), dtype=np.uint32, count=num_tokens))
         position += len(lists)
     offsets = np.concatenate([[0], np.cumsum(np.minimum(lengths, max_length))])
     return pa.ListArray.from_arrays(pa.array(offsets, type=pa.int32()), pa.array(np.concatenate(parts)), type=TOKENS), lengths > max_length

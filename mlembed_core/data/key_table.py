@@ -14,6 +14,7 @@ from numpy.typing import DTypeLike, NDArray
 
 UInt64 = NDArray[np.uint64]
 MIN_SLOTS = 1 << 16
+MIN_FILE_BYTES = 1 << 22  # smaller arrays stay in memory in any case
 MAX_FILL = 0.5  # of the slots; above it, chains of taken slots get long
 
 
@@ -21,7 +22,7 @@ class KeyTable:
     """Numbers distinct keys in the order in which they come: 0, 1, 2 …
 
     Args:
-        folder: where the arrays lie, in files without content to begin with; None: in memory.
+        folder: where large arrays lie, in files without a name; None: in memory.
     """
 
     def __init__(self, folder: Path | None = None) -> None:
@@ -104,7 +105,7 @@ class KeyTable:
         self._keys = grown
 
     def _new(self, shape: tuple[int, ...], dtype: DTypeLike) -> Any:
-        if self._folder is None:
+        if self._folder is None or np.dtype(dtype).itemsize * np.prod(shape) < MIN_FILE_BYTES:
             return np.zeros(shape, dtype=dtype)
         self._generation += 1
         path = self._folder / f"keys-{self._generation}.bin"

@@ -16,7 +16,8 @@ def oracle(keys: list[bytes], known: dict[bytes, int]) -> list[int]:
 
 
 @pytest.mark.parametrize("in_files", [False, True])
-def test_numbers_are_those_of_a_dictionary_through_several_growths(tmp_path: Path, in_files: bool) -> None:
+def test_numbers_are_those_of_a_dictionary_through_several_growths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_files: bool) -> None:
+    monkeypatch.setattr("mlembed_core.data.key_table.MIN_FILE_BYTES", 0)
     table, known = KeyTable(tmp_path if in_files else None), {}
     random = np.random.default_rng(3)
     for _ in range(12):
