@@ -112,9 +112,8 @@ def tokenise(workspace: Workspace, tokenizer_folder: Path, scratch: Path, rounds
     seconds = _rounds(ways, rounds, before=lambda: _empty(out))
     num_tokens = sum(len(row) for name in ("rows", "documents") for row in _token_lists(out / f"{name}.parquet"))
     print(f"\n{len(texts):,} texts of the sources, {num_tokens / len(texts):.0f} tokens each; parquet to parquet, one thread\n")
-    print(
-        "| way | CPU s, median (min–max) | texts per CPU s | against one call per sentence | share of the tokenizer alone |\n|---|---|---|---|---|"
-    )
+    print("| way | CPU s, median (min–max) | texts per CPU s | against one call per sentence | share of the tokenizer alone |")
+    print("|---|---|---|---|---|")
     for name, times in seconds.items():
         slow = _ratios(seconds["one call per sentence, pandas"], times)
         share = _ratios(seconds["`encode_batch_fast` alone, on a list"], times)

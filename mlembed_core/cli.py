@@ -15,6 +15,7 @@ import typer
 
 from mlembed_core import lifeline
 from mlembed_core.artifacts import Workspace
+from mlembed_core.config.checks import Policy
 from mlembed_core.config.model import Pooling
 from mlembed_core.errors import MachineError, MlembedError
 from mlembed_core.export.kinds import Format, StoredType, VectorType
@@ -393,6 +394,38 @@ def _prefetch_sources(mirror: Path | None, *, only_list: bool, as_json: bool) ->
     for item in found:
         typer.echo(f"{item['source']}  {item['place']}" + ("  (fetched)" if item["fetched"] else ""))
     typer.echo(f"{len(found)} sources of the hub" if found else "no source of the parameters is from the hub", err=True)
+
+
+@app.command(rich_help_panel=PEOPLE)
+def mine(
+    inputs: Annotated[list[str], typer.Argument(metavar="INPUT...", help="files of pairs, or globs: parquet, jsonl, csv")],
+    out: Annotated[Path, typer.Option("--out", help="the parquet file to write; a source may name it")],
+    model: Annotated[str | None, typer.Option("--model", help="find candidates with a model: a folder or models:/NAME@alias")] = None,
+    lexical: Annotated[str | None, typer.Option("--lexical", help="or without one: tfidf or bm25")] = None,
+    negatives: Annotated[int, typer.Option("--negatives", min=1, max=24, help="of a row")] = 24,
+    top: Annotated[int, typer.Option("--top", min=1, help="ranks to look at")] = 100,
+    skip: Annotated[int, typer.Option("--skip", min=0, help="first ranks to leave out: likely right too")] = 5,
+    max_score: Annotated[
+        float | None, typer.Option("--max-score", help="a negative's score is less (default: 0.8; bm25, which has no scale: none)")
+    ] = None,
+    max_share: Annotated[float, typer.Option("--max-share", min=0, help="and less than this share of the positive's")] = 0.95,
+    too_few: Annotated[Policy, typer.Option("--too-few", help="rows with fewer negatives")] = Policy.DROP,
+    instruction: InstructionOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Find hard negatives for pairs that come without any."""
+    if (model is None) == (lexical is None):
+        raise typer.BadParameter("give --model or --lexical")
+    from mlembed_core.data.mining import LEXICAL, Rules
+    from mlembed_core.mine import mine_files
+
+    if lexical is not None and lexical not in LEXICAL:
+        raise typer.BadParameter(f"{lexical!r} is none of {', '.join(LEXICAL)}", param_hint="--lexical")
+    if max_score is None and lexical != "bm25":
+        max_score = 0.8
+    rules = Rules(top=top, skip=skip, max_score=max_score, max_share=max_share, keep=negatives)
+    done = mine_files(inputs, out, rules=rules, too_few=too_few, model=model, lexical=lexical, instruction=instruction)
+    _tell(done, as_json=as_json)
 
 
 @app.command(rich_help_panel=PEOPLE)

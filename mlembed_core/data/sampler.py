@@ -184,8 +184,9 @@ class Sampler:
 def _probabilities(sources: Sequence[CachedSource], weights: Mapping[str, float] | str) -> NDArray[np.float64]:
     if isinstance(weights, str):
         power = float(weights.removeprefix("size^"))
-        sizes = np.array([len(source.train) for source in sources], dtype=np.float64) ** power
-        return sizes / sizes.sum()
+        sizes: NDArray[np.float64] = np.array([len(source.train) for source in sources], dtype=np.float64) ** power
+        sizes /= sizes.sum()
+        return sizes
     unknown = sorted(set(weights) - {source.name for source in sources})
     if unknown:
         known = ", ".join(source.name for source in sources)
