@@ -92,6 +92,14 @@ def cache() -> None:
 
 
 @app.command(rich_help_panel=STAGES)
+def card() -> None:
+    """Describe the data: rows, tokens, languages, scripts, licences, lengths, what was dropped; as a page and a picture."""
+    from mlembed_core.stages import card as stage
+
+    stage.run(_workspace())
+
+
+@app.command(rich_help_panel=STAGES)
 def train(setting: Annotated[str, typer.Argument(help="a key of `settings`")]) -> None:
     """Train one setting through `accelerate launch` (profile: MLEMBED_LAUNCHER, a file of configs/accelerate)."""
     from mlembed_core.train.launch import launch

@@ -159,10 +159,12 @@ def _from_files(
             writer.write(table)
     licence = params.licence or (copy.licence if copy else None)
     details: dict[str, Any] = {
-        "languages": sorted(writer.languages | params.declared_languages),
+        "languages": sorted(writer.languages),
         "licences": [] if licence is None else [licence],
         "provenance": [{"name": file.shown, "sha256": sha256_file(file.path)} for file in files.files],
     }
+    if params.declared_languages:
+        details["declared_languages"] = sorted(params.declared_languages)
     if copy is not None:
         assert isinstance(origin, HubOrigin)
         details["hub"] = {"repo": origin.repo, "revision": copy.revision}

@@ -1,0 +1,88 @@
+"""A source of gigabytes goes through source, tokenize and cache in constant memory. MLEMBED_TEST_TEXT_GB says how many; 5 by default."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from mlembed_core.artifacts import Workspace, read_manifest
+from tests.tiny import tokenizer_folder
+
+GIGABYTES = float(os.environ.get("MLEMBED_TEST_TEXT_GB", "5"))
+LIMIT_BYTES = 2e9
+GROUP_ROWS = 20_000
+WORDS = 30_000
+MEAN_WORDS = 40
+
+
+def write_pairs(path: Path, gigabytes: float) -> tuple[int, int]:
+    """Parquet of as much text, every passage another, negatives passages of other rows. Returns rows and bytes of text."""
+    rng = np.random.default_rng(11)
+    words = np.array(["".join(rng.choice(list("abcdefghijklmnoprstuvwy"), size=size)) for size in rng.integers(3, 10, size=WORDS)])
+    columns = ["query", "passage", "negative_1", "negative_2"]
+    rows = written = 0
+    with pq.ParquetWriter(path, pa.schema([(name, pa.string()) for name in columns]), compression="zstd") as writer:
+        while written < gigabytes * 1e9:
+            drawn = words[rng.integers(0, WORDS, size=(GROUP_ROWS, MEAN_WORDS))]
+            passages = pa.array([f"{rows + n} {' '.join(line)}" for n, line in enumerate(drawn)])
+            queries = pa.array([f"{rows + n} {' '.join(line[:8])}" for n, line in enumerate(drawn)])
+            group = [queries, passages, *(passages.take(pa.array((np.arange(GROUP_ROWS) + k) % GROUP_ROWS)) for k in (1, 7))]
+            writer.write_batch(pa.record_batch(group, names=columns), row_group_size=GROUP_ROWS)
+            rows += GROUP_ROWS
+            written += sum(column.nbytes for column in group)
+    return rows, written
+
+
+def peak_of(root: Path, *command: str) -> float:
+    """Bytes at most, of the process and its children, pages of files left out: those the system takes back when it wants them."""
+    process = subprocess.Popen([sys.executable, "-m", "mlembed_core", *command], cwd=root, stderr=subprocess.DEVNULL)
+    peaks = [0.0]
+
+    def watch() -> None:
+        while process.poll() is None:
+            try:
+                family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+                statuses = [Path(f"/proc/{one.pid}/status").read_text(encoding="ascii") for one in family]
+                peaks.append(sum(int(status.partition("RssAnon:")[2].split()[0]) * 1024 for status in statuses))
+            except (psutil.Error, OSError, IndexError):
+                pass  # it has just ended
+            time.sleep(0.05)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    assert process.wait() == 0
+    watcher.join()
+    return max(peaks)
+
+
+@pytest.mark.slow
+def test_memory_stays_below_two_gigabytes_however_large_the_source(tmp_path: Path) -> None:
+    rows, size = write_pairs(tmp_path / "pairs.parquet", GIGABYTES)
+    workspace = Workspace(tmp_path)
+    (tmp_path / "configs").mkdir()
+    origin = {"type": "local", "files": ["pairs.parquet"]}
+    params = json.loads((Path(__file__).parents[2] / "tests" / "integration" / "large_params.json").read_text())
+    params["sources"] = {"large": {"kind": "retrieval", "origin": origin, "num_negatives": 2}}
+    workspace.params_file.write_text(json.dumps(params))
+    workspace.tokenizer.parent.mkdir()
+    tokenizer_folder(workspace.tokenizer, max_length=512)
+    peaks = {}
+    for command in (["source", "large"], ["tokenize", "large"], ["cache"]):
+        started = time.monotonic()
+        peaks[command[0]] = peak_of(tmp_path, *command)
+        seconds = time.monotonic() - started
+        print(f"{command[0]}: {rows:,} rows, {size / 1e9:.1f} GB of text, peak {peaks[command[0]] / 1e6:.0f} MB, {seconds:.0f} s", flush=True)
+    assert read_manifest(workspace.sources / "large")["counts"]["rows"] == rows
+    assert read_manifest(workspace.corpora / "large")["counts"]["documents"] == rows
+    assert max(peaks.values()) < LIMIT_BYTES, peaks
