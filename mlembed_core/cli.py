@@ -17,6 +17,7 @@ import typer
 
 from mlembed_core import lifeline
 from mlembed_core.artifacts import Workspace
+from mlembed_core.config.checks import Policy
 from mlembed_core.config.model import Pooling
 from mlembed_core.errors import ArtifactError, MachineError, MlembedError
 from mlembed_core.export.kinds import Format, StoredType, VectorType
@@ -89,6 +90,14 @@ def backbone() -> None:
 def cache() -> None:
     """Join the tokenised sources into the memory-mapped training cache."""
     from mlembed_core.stages import cache as stage
+
+    stage.run(_workspace())
+
+
+@app.command(rich_help_panel=STAGES)
+def card() -> None:
+    """Describe the data: rows, tokens, languages, scripts, licences, lengths, what was dropped; as a page and a picture."""
+    from mlembed_core.stages import card as stage
 
     stage.run(_workspace())
 
@@ -256,12 +265,17 @@ def rescore(
 
 
 @app.command(rich_help_panel=PEOPLE)
-def preset(name: Annotated[str, typer.Argument(help="a file of configs/presets, without .yaml")]) -> None:
+def preset(
+    name: Annotated[str, typer.Argument(help="a file of configs/presets, without .yaml")],
+    catalogue: Annotated[
+        str | None, typer.Option("--catalogue", help="a file of configs/sources: its sources take the place of the preset's")
+    ] = None,
+) -> None:
     """Put a preset in place as configs/params.yaml; the next `dvc repro` runs what changed."""
     from mlembed_core.config.presets import compose
 
     workspace = Workspace.find()
-    workspace.params_file.write_text(compose(workspace.root / "configs" / "presets", name), encoding="utf-8")
+    workspace.params_file.write_text(compose(workspace.root / "configs" / "presets", name, catalogue=catalogue), encoding="utf-8")
     typer.echo(f"configs/params.yaml is now the preset {name}. Next: dvc repro")
 
 
@@ -424,12 +438,18 @@ def verify(
 
 @app.command(rich_help_panel=PEOPLE)
 def prefetch(
-    suite: Annotated[str, typer.Argument(help="a suite's name, a benchmark of mteb, or tasks of mteb with commas between")],
+    suite: Annotated[str | None, typer.Argument(help="a suite's name, a benchmark of mteb, or tasks of mteb with commas between")] = None,
+    sources: Annotated[bool, typer.Option("--sources", help="instead of a suite's: the files of all sources")] = False,
     mirror: Annotated[Path | None, typer.Option("--mirror", help="a folder to fetch into, to carry to a machine without network")] = None,
     only_list: Annotated[bool, typer.Option("--list", help="say what is where, fetch nothing")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Fetch the datasets of a suite from the hub: scoring itself never downloads."""
+    """Fetch the datasets of a suite, or of the sources, from the hub: scoring itself never downloads."""
+    if (suite is None) != sources:
+        raise typer.BadParameter("name a suite, or give --sources")
+    if suite is None:
+        _prefetch_sources(mirror, only_list=only_list, as_json=as_json)
+        return
     from mlembed_core.registry.evaluate import prefetch as fetch_all
 
     found = fetch_all(suite, mirror=mirror, only_list=only_list)
@@ -439,6 +459,53 @@ def prefetch(
     for item in found:
         typer.echo(f"{item.dataset}  {item.place}" + ("" if item.found or only_list else "  (fetched)"))
     typer.echo(f"{len(found)} datasets" if found else f"{suite} reads no dataset of the hub", err=True)
+
+
+def _prefetch_sources(mirror: Path | None, *, only_list: bool, as_json: bool) -> None:
+    from mlembed_core.stages.source import prefetch as fetch_all
+
+    found = [
+        {"source": name, "place": place, "fetched": fetched}
+        for name, place, fetched in fetch_all(_workspace(), mirror=mirror, only_list=only_list)
+    ]
+    if as_json:
+        _print_json(found)
+        return
+    for item in found:
+        typer.echo(f"{item['source']}  {item['place']}" + ("  (fetched)" if item["fetched"] else ""))
+    typer.echo(f"{len(found)} sources of the hub" if found else "no source of the parameters is from the hub", err=True)
+
+
+@app.command(rich_help_panel=PEOPLE)
+def mine(
+    inputs: Annotated[list[str], typer.Argument(metavar="INPUT...", help="files of pairs, or globs: parquet, jsonl, csv")],
+    out: Annotated[Path, typer.Option("--out", help="the parquet file to write; a source may name it")],
+    model: Annotated[str | None, typer.Option("--model", help="find candidates with a model: a folder or models:/NAME@alias")] = None,
+    lexical: Annotated[str | None, typer.Option("--lexical", help="or without one: tfidf or bm25")] = None,
+    negatives: Annotated[int, typer.Option("--negatives", min=1, max=24, help="of a row")] = 24,
+    top: Annotated[int, typer.Option("--top", min=1, help="ranks to look at")] = 100,
+    skip: Annotated[int, typer.Option("--skip", min=0, help="first ranks to leave out: likely right too")] = 5,
+    max_score: Annotated[
+        float | None, typer.Option("--max-score", help="a negative's score is less (default: 0.8; bm25, which has no scale: none)")
+    ] = None,
+    max_share: Annotated[float, typer.Option("--max-share", min=0, help="and less than this share of the positive's")] = 0.95,
+    too_few: Annotated[Policy, typer.Option("--too-few", help="rows with fewer negatives")] = Policy.DROP,
+    instruction: InstructionOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Find hard negatives for pairs that come without any."""
+    if (model is None) == (lexical is None):
+        raise typer.BadParameter("give --model or --lexical")
+    from mlembed_core.data.mining import LEXICAL, Rules
+    from mlembed_core.mine import mine_files
+
+    if lexical is not None and lexical not in LEXICAL:
+        raise typer.BadParameter(f"{lexical!r} is none of {', '.join(LEXICAL)}", param_hint="--lexical")
+    if max_score is None and lexical != "bm25":
+        max_score = 0.8
+    rules = Rules(top=top, skip=skip, max_score=max_score, max_share=max_share, keep=negatives)
+    done = mine_files(inputs, out, rules=rules, too_few=too_few, model=model, lexical=lexical, instruction=instruction)
+    _tell(done, as_json=as_json)
 
 
 @app.command(rich_help_panel=PEOPLE)

@@ -25,11 +25,11 @@ from typing import Any
 import psutil
 
 from mlembed_core.artifacts import Workspace
-from mlembed_core.config.data import HubTokenizer, LocalOrigin, LocalTokenizer
+from mlembed_core.config.data import HubOrigin, HubTokenizer, LocalOrigin, LocalTokenizer
 from mlembed_core.config.load import load_all
 from mlembed_core.config.model import HubBackbone, LocalBackbone, RegistryBackbone
 from mlembed_core.config.params import Params
-from mlembed_core.errors import MlembedError
+from mlembed_core.errors import MachineError, MlembedError
 from mlembed_core.train.tracking import tracking_uri, without_secrets
 
 GIB = 2**30
@@ -221,8 +221,10 @@ def check_params(workspace: Workspace) -> Iterator[Finding]:
     yield _check_backbone(params, workspace)
     yield from _check_tokenizer(params, workspace)
     for name, source in params.sources.items():
+        if isinstance(source.origin, HubOrigin):
+            yield _check_hub_files(name, source.origin)
         if isinstance(source.origin, LocalOrigin):
-            yield _check_files(f"sources.{name}", source.origin.files, workspace)
+            yield _check_files(f"sources.{name}", [pattern.path for pattern in source.origin.patterns], workspace)
 
 
 def _check_threads(params: Params) -> Finding:
@@ -271,6 +273,19 @@ def _check_files(path: str, patterns: list[str], workspace: Workspace) -> Findin
             advice = "correct the path (relative to the workspace) or put the files there"
             return Finding(path, Status.FAIL, f"{path}.origin.files: nothing matches {pattern!r}", advice)
     return Finding(path, Status.OK, f"files of {path} are there")
+
+
+def _check_hub_files(name: str, origin: HubOrigin) -> Finding:
+    from mlembed_core.data.sources.hub import find_hub
+
+    try:
+        copy = find_hub(name, origin, fetch=False)
+    except MachineError:
+        advice = "`mlembed prefetch --sources` fetches the files of all sources; the stage does it too, where there is a network"
+        return Finding(f"sources.{name}", Status.WARN, f"files of {origin.repo} are not on this machine yet", advice)
+    except MlembedError as error:
+        return Finding(f"sources.{name}", Status.FAIL, str(error), "correct the source in configs/params.yaml")
+    return Finding(f"sources.{name}", Status.OK, f"{len(copy.files)} files of {origin.repo} at {copy.revision[:12]} are there")
 
 
 def check_mlflow(workspace: Workspace) -> Finding:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from assets.backbone import backbone
 from assets.control_scores import control_scores
+from assets.data_card import data_card
 from assets.frontier_report import frontier_report
 from assets.mteb_scores import mteb_scores
 from assets.raw_sources import raw_sources
@@ -19,6 +20,7 @@ PIPELINE: tuple[StageAsset, ...] = (
     tokenizer,
     tokenized_corpus,
     training_cache,
+    data_card,
     backbone,
     trained_model,
     control_scores,

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveInt, SerializerFunctionWrapHandler, model_serializer
 
 from mlembed_core.config.base import Name, Section
+from mlembed_core.config.checks import RowChecks
+from mlembed_core.config.languages import Language, ProgrammingLanguage
 
 
 class Kind(StrEnum):
@@ -26,23 +28,75 @@ class EmbeddedOrigin(Section):
     max_rows: PositiveInt | None = Field(None, description="keep at most this many rows, chosen by hash")
 
 
+class FileParams(Section):
+    """Files of one pattern, where there is more to say of them than of the source as a whole."""
+
+    path: str = Field(min_length=1, description="a path or glob")
+    languages: list[Language] | None = None
+    programming_languages: list[ProgrammingLanguage] | None = None
+
+
 class LocalOrigin(Section):
-    """A team's own pairs: parquet files with the columns of the recipe."""
+    """A team's own pairs: parquet, jsonl or csv files (also .gz and the like) with the columns of the recipe."""
 
     type: Literal["local"]
-    files: list[str] = Field(min_length=1, description="paths or globs, relative to the workspace")
+    files: list[str | FileParams] = Field(min_length=1, description="paths or globs, relative to the workspace")
     max_rows: PositiveInt | None = None
+
+    @property
+    def patterns(self) -> list[FileParams]:
+        return _as_patterns(self.files)
+
+
+class HubOrigin(Section):
+    """Files of a dataset repository on the Hugging Face hub, of the same forms."""
+
+    type: Literal["hub"]
+    repo: str = Field(pattern=r"^[\w.-]+/[\w.-]+$", description="owner/name")
+    revision: Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")] | None = Field(
+        None, description="a full commit hash, never a branch; null: the newest at the first fetch, which the manifest then holds"
+    )
+    files: list[str | FileParams] = Field(min_length=1, description="paths in the repository, or globs; without / in any of its folders")
+    max_rows: PositiveInt | None = None
+    max_rows_per_file: PositiveInt | None = None
+
+    @property
+    def patterns(self) -> list[FileParams]:
+        return _as_patterns(self.files)
+
+
+def _as_patterns(files: list[str | FileParams]) -> list[FileParams]:
+    return [FileParams(path=file) if isinstance(file, str) else file for file in files]
 
 
 class SourceParams(Section):
-    """A named collection of (query, passage, negatives) rows."""
+    """A named collection of (query, passage, negatives) rows. All its files are of one kind: a batch is of one source and one loss."""
 
-    origin: Annotated[EmbeddedOrigin | LocalOrigin, Field(discriminator="type")]
+    origin: Annotated[EmbeddedOrigin | LocalOrigin | HubOrigin, Field(discriminator="type")]
     kind: Kind
     num_negatives: Annotated[int, Field(ge=0, le=24)] = Field(24, description="columns negative_1 … negative_N")
     symmetric: bool = Field(False, description="queries and passages are texts of the same sort")
     instruction: str | None = None
-    licence: str | None = None
+    licence: str | None = Field(None, description="null: what the hub's dataset card says, if it is from there")
+    languages: list[Language] | None = Field(None, description="ISO-639-3; null: unknown, or said file by file")
+    programming_languages: list[ProgrammingLanguage] | None = None
+    labels: list[str] | None = Field(None, min_length=1, description="the classes that rows may have; null: any")
+    checks: RowChecks = RowChecks()
+
+    @property
+    def declared_languages(self) -> set[str]:
+        """All that are said of the source or of some of its files."""
+        of_files = [] if isinstance(self.origin, EmbeddedOrigin) else [pattern.languages or [] for pattern in self.origin.patterns]
+        return {*(self.languages or []), *(language for languages in of_files for language in languages)}
+
+    @model_serializer(mode="wrap")
+    def _unsaid_is_left_out(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # So that a key that is new does not change the manifests of all sources that do not use it.
+        values: dict[str, Any] = handler(self)
+        for name in ("languages", "programming_languages", "labels", "checks"):
+            if name in values and getattr(self, name) == type(self).model_fields[name].default:
+                del values[name]
+        return values
 
 
 class TrainedTokenizer(Section):

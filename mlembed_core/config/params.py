@@ -32,7 +32,8 @@ class Params(Section):
 
     @model_validator(mode="after")
     def _sources_exist(self) -> Params:
-        named = [(f"train.source_weights.{name}", name) for name in self.train.source_weights or {}]
+        weights = self.train.source_weights
+        named = [(f"train.source_weights.{name}", name) for name in (weights if isinstance(weights, dict) else {})]
         named += [(f"train.batch_size_of.{name}", name) for name in self.train.batch_size_of]
         for suite_name, suite in self.suites.items():
             if isinstance(suite, LocalSuite):

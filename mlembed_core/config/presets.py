@@ -1,7 +1,7 @@
 """Presets: named parameter files, some as small overlays of another, and the command that puts one in place.
 
-An overlay names its base with ``extends``, the keys to drop from it with ``without`` (dotted paths) and gives the rest as a mapping
-that is merged into the base, section by section.
+An overlay names its base with ``extends``, the keys to drop from it with ``without`` (dotted paths), a catalogue whose sources take the
+place of the base's with ``catalogue``, and gives the rest as a mapping that is merged into the base, section by section.
 """
 
 from __future__ import annotations
@@ -13,32 +13,39 @@ from typing import Any
 from ruamel.yaml import YAML
 
 from mlembed_core.config.base import parse
+from mlembed_core.config.catalogue import with_catalogue
 from mlembed_core.config.load import read_yaml
 from mlembed_core.config.params import Params
 from mlembed_core.errors import ConfigError
 
 
-def compose(folder: Path, name: str) -> str:
+def compose(folder: Path, name: str, *, catalogue: str | None = None) -> str:
     """The text of ``params.yaml`` for a preset, checked.
 
     Args:
         folder: ``configs/presets``.
+        catalogue: a file of ``configs/sources`` whose sources take the place of the preset's.
 
     Raises:
-        ConfigError: no such preset, a base that does not exist, a dropped key that is not there, or values that the schema refuses.
+        ConfigError: no such preset or catalogue, a base that does not exist, a dropped key that is not there, or values that the schema
+            refuses.
     """
     path = _find(folder, name)
     values = read_yaml(path)
-    if "extends" not in values:
+    if catalogue is None and not {"extends", "catalogue"} & set(values):
         parse(Params, values, origin=str(path))
         return path.read_text(encoding="utf-8")
     merged = _resolve(folder, name, seen=())
+    of = f"configs/presets/{name}.yaml on top of what it extends"
+    if catalogue is not None:
+        merged = with_catalogue(merged, folder.parent / "sources", catalogue)
+        of += f", with the sources of configs/sources/{catalogue}.yaml"
     parse(Params, merged, origin=str(path))
     text = io.StringIO()
     yaml = YAML()
     yaml.width = 140
     yaml.dump(merged, text)
-    return f"# Written by `mlembed preset {name}`: configs/presets/{name}.yaml on top of what it extends.\n{text.getvalue()}"
+    return f"# Written by `mlembed preset`: {of}.\n{text.getvalue()}"
 
 
 def read(folder: Path, name: str) -> Params:
@@ -68,6 +75,8 @@ def _resolve(folder: Path, name: str, *, seen: tuple[str, ...]) -> dict[str, Any
     base = _resolve(folder, base_name, seen=(*seen, name)) if base_name is not None else {}
     for key in dropped:
         _drop(base, key, path)
+    if (chosen := overlay.pop("catalogue", None)) is not None:
+        base = with_catalogue(base, folder.parent / "sources", chosen)
     return _merge(base, overlay)
 
 

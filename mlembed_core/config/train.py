@@ -45,6 +45,9 @@ class Objective(Section):
     num_hard_negatives: Annotated[int, Field(ge=0)] = Field(description="drawn per row and step from the row's own; 0: no such term")
 
 
+SizeWeights = Annotated[str, Field(pattern=r"^size\^(0|1|0?\.[0-9]+)$")]
+
+
 class TrainParams(Section):
     """How long, on what and how a setting is trained."""
 
@@ -52,8 +55,10 @@ class TrainParams(Section):
     num_epochs: PositiveInt = 1
     batch_size: PositiveInt = Field(description="rows of the global batch, over all processes")
     batch_size_of: dict[Name, PositiveInt] = Field(default_factory=dict, description="exceptions, per source")
-    source_weights: dict[Name, Annotated[float, Field(ge=0)]] | None = Field(
-        None, description="null: ∝ remaining batches (the recipe); else the probability of each source ∝ its weight, 0 leaves it out"
+    source_weights: dict[Name, Annotated[float, Field(ge=0)]] | SizeWeights | None = Field(
+        None,
+        description="null: ∝ remaining batches (the recipe); else the probability of each source ∝ its weight, 0 leaves it out; "
+        "or size^P: ∝ its rows to the power P, which is a temperature of 1/P",
     )
     objectives: dict[Kind, Objective]
     temperature: PositiveFloat = 0.05

@@ -1,8 +1,8 @@
-"""Source rows: the one schema that every source is written in, the checks that a row must pass, and reading them back.
+"""Source rows: the one schema that every source is written in, the choice among them, writing them and reading them back.
 
 A row is a query, its passage (the positive), up to ``num_negatives`` hard negatives, and where known the language, the class and the
 split (ML-Embed, arXiv 2605.15081, data section: columns ``query``, ``passage``, ``negative_1 …``). A source is one file,
-``rows.parquet``. Checks work on whole Arrow tables, so that a file of ten million rows passes through in constant memory.
+``rows.parquet``, written and read in pieces of bounded size. What a row has to be is checked in :mod:`mlembed_core.data.checks`.
 """
 
 from __future__ import annotations
@@ -10,18 +10,20 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from mlembed_core.errors import ArtifactError
 
 ROWS_FILE = "rows.parquet"
 SPLITS = ("train", "dev", "test")
-ROW_GROUP = 10_000
+ROW_GROUP = 10_000  # rows at most
+ROW_GROUP_BYTES = 2**27  # of text at most (but for a row alone), since a row may be 26 long texts
 
 
 class Row(NamedTuple):
@@ -33,13 +35,6 @@ class Row(NamedTuple):
     lang: str | None
     label: str | None
     split: str | None
-
-
-class Cleaned(NamedTuple):
-    """What is left of a table, and how many rows each check took away."""
-
-    table: pa.Table
-    dropped: dict[str, int]
 
 
 def negative_columns(num_negatives: int) -> list[str]:
@@ -66,45 +61,6 @@ def to_table(rows: Sequence[Row], num_negatives: int) -> pa.Table:
     return pa.table(columns, schema=schema(num_negatives))
 
 
-def clean(table: pa.Table) -> Cleaned:
-    """Take away the rows that no training may see, and count them by reason.
-
-    A query or passage that is missing or blank teaches nothing; a query equal to its passage has similarity 1 for free; a passage
-    that is also its row's negative is pushed and pulled at once. Blank negatives become nulls, which readers skip.
-
-    Args:
-        table: columns of :func:`schema`, any number of rows.
-
-    Returns:
-        the good rows in their order, and ``{"dropped_empty_query": n, …}`` with one entry per check.
-    """
-    negatives = [name for name in table.column_names if name.startswith("negative_")]
-    for name in negatives:
-        column = table[name]
-        table = table.set_column(table.column_names.index(name), name, pc.if_else(_blank(column), pa.scalar(None, pa.string()), column))
-    hits_own_negative = pa.chunked_array([pa.array(np.zeros(table.num_rows, dtype=bool))])
-    for name in negatives:
-        hits_own_negative = pc.or_(hits_own_negative, pc.fill_null(pc.equal(table["passage"], table[name]), False))
-    checks = {
-        "dropped_empty_query": _blank(table["query"]),
-        "dropped_empty_passage": _blank(table["passage"]),
-        "dropped_query_equals_passage": pc.fill_null(pc.equal(table["query"], table["passage"]), False),
-        "dropped_passage_among_negatives": hits_own_negative,
-    }
-    dropped: dict[str, int] = {}
-    bad = np.zeros(table.num_rows, dtype=bool)
-    for reason, found in checks.items():
-        first = found.to_numpy(zero_copy_only=False).astype(bool) & ~bad  # a row counts under the first check that it fails
-        dropped[reason] = int(first.sum())
-        bad |= first
-    return Cleaned(table.filter(pa.array(~bad)), dropped)
-
-
-def _blank(column: Any) -> Any:
-    """True where a text is missing or only white space."""
-    return pc.fill_null(pc.or_(pc.equal(column, ""), pc.utf8_is_space(column)), True)
-
-
 def row_keys(queries: Iterable[str], passages: Iterable[str]) -> np.ndarray:
     """What rows are chosen by: 64 bits of SHA-256 of query and passage, so the same row has the same fate in every file and order.
 
@@ -115,12 +71,12 @@ def row_keys(queries: Iterable[str], passages: Iterable[str]) -> np.ndarray:
     return np.frombuffer(b"".join(digests), dtype=">u8").astype(np.uint64)
 
 
-def keep_by_hash(keys: np.ndarray, splits: Sequence[str | None], max_rows: int | None) -> np.ndarray:
+def keep_by_hash(keys: np.ndarray, splits: Sequence[str | None] | NDArray[np.int8], max_rows: int | None) -> np.ndarray:
     """Which rows stay when a source may have at most ``max_rows``: per split those with the lowest keys, in proportion to its size.
 
     Args:
         keys: uint64, one per row (:func:`row_keys`).
-        splits: one per row.
+        splits: one per row, by name or by code (:func:`split_codes`).
 
     Returns:
         bool, one per row, with ``min(max_rows, len(keys))`` true.
@@ -128,12 +84,19 @@ def keep_by_hash(keys: np.ndarray, splits: Sequence[str | None], max_rows: int |
     keep = np.ones(len(keys), dtype=bool)
     if max_rows is None or len(keys) <= max_rows:
         return keep
-    members = {split: np.flatnonzero(np.array([s == split for s in splits], dtype=bool)) for split in (*SPLITS, None)}
+    codes = splits if isinstance(splits, np.ndarray) else split_codes(splits)
+    members = {split: np.flatnonzero(codes == code) for code, split in enumerate((*SPLITS, None))}
     quotas = _shares({split: len(rows) for split, rows in members.items()}, max_rows)
     for split, rows in members.items():
         order = rows[np.argsort(keys[rows], kind="stable")]
         keep[order[quotas[split] :]] = False
     return keep
+
+
+def split_codes(splits: Sequence[str | None]) -> NDArray[np.int8]:
+    """A byte per row: its split's place in ``SPLITS``, one more where there is none."""
+    code = {split: number for number, split in enumerate((*SPLITS, None))}
+    return np.fromiter((code[split] for split in splits), dtype=np.int8, count=len(splits))
 
 
 def _shares(sizes: dict[str | None, int], total: int) -> dict[str | None, int]:
@@ -153,7 +116,7 @@ class RowWriter:
         self._schema = schema(num_negatives)
         self._writer = pq.ParquetWriter(folder / ROWS_FILE, self._schema, compression="zstd")
         self._waiting: list[pa.Table] = []
-        self._num_waiting = 0
+        self._num_waiting = self._num_bytes = 0
         self.num_rows = dict.fromkeys((*SPLITS, None), 0)
         self.languages: set[str] = set()
 
@@ -165,20 +128,28 @@ class RowWriter:
         for split in pc.value_counts(table["split"]).to_pylist():
             self.num_rows[split["values"]] += split["counts"]
         self.languages |= {lang for lang in pc.unique(table["lang"]).to_pylist() if lang is not None}
-        self._waiting.append(pa.table(table.columns, schema=self._schema))
-        self._num_waiting += table.num_rows
-        while self._num_waiting >= ROW_GROUP:
-            self._flush(ROW_GROUP)
+        table = pa.table(table.columns, schema=self._schema)
+        ends = self._num_bytes + np.cumsum(_row_bytes(table))
+        while table.num_rows:
+            fit = min(int(np.searchsorted(ends, ROW_GROUP_BYTES, side="right")), ROW_GROUP - self._num_waiting, table.num_rows)
+            if fit == 0 and not self._num_waiting:
+                fit = 1  # a row above the limit is a group of its own
+            if fit:
+                self._waiting.append(table.slice(0, fit))
+                self._num_waiting += fit
+                self._num_bytes = int(ends[fit - 1])
+            table, ends = table.slice(fit), ends[fit:]
+            if table.num_rows or self._num_waiting == ROW_GROUP:
+                ends = ends - self._num_bytes
+                self._flush()
 
-    def _flush(self, num_rows: int) -> None:
-        joined = pa.concat_tables(self._waiting).combine_chunks()
-        self._writer.write_table(joined.slice(0, num_rows), row_group_size=ROW_GROUP)
-        rest = joined.slice(num_rows)
-        self._waiting, self._num_waiting = ([rest], rest.num_rows) if rest.num_rows else ([], 0)
+    def _flush(self) -> None:
+        self._writer.write_table(pa.concat_tables(self._waiting).combine_chunks(), row_group_size=ROW_GROUP)
+        self._waiting, self._num_waiting, self._num_bytes = [], 0, 0
 
     def __exit__(self, kind: object, *_: object) -> None:
         if self._num_waiting and kind is None:
-            self._flush(self._num_waiting)
+            self._flush()
         self._writer.close()
 
     def counts(self) -> dict[str, int]:
@@ -187,6 +158,14 @@ class RowWriter:
         if self.num_rows[None]:
             counts["rows_unsplit"] = self.num_rows[None]
         return counts | {"languages": len(self.languages)}
+
+
+def _row_bytes(table: pa.Table) -> NDArray[np.int64]:
+    """Bytes of text of each row."""
+    sizes = np.zeros(table.num_rows, dtype=np.int64)
+    for column in table.columns:
+        sizes += pc.fill_null(pc.binary_length(column), 0).to_numpy().astype(np.int64)
+    return sizes
 
 
 def read_rows(folder: Path, columns: Sequence[str] | None = None) -> pa.Table:

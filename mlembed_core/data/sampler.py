@@ -15,10 +15,14 @@ from enum import IntEnum
 import numpy as np
 from numpy.typing import NDArray
 
+from mlembed_core.data.permutation import Permutation
 from mlembed_core.data.store import CachedSource
 from mlembed_core.errors import ConfigError, DataError
 
 Int64 = NDArray[np.int64]
+
+# Of more rows the order is not kept but computed: with 159 sources of so many the kept ones take 40 MB in every process.
+MAX_ROWS_IN_ORDER = 2**15
 
 
 class Purpose(IntEnum):
@@ -58,7 +62,7 @@ class Sampler:
         sources: of a :class:`~mlembed_core.data.store.TrainingCache`.
         batch_size: rows of a batch, over all processes.
         batch_size_of: other sizes, by source.
-        weights: by source, 0 for those not named; None for epochs.
+        weights: by source, 0 for those not named; ``size^P`` for training rows to the power P; None for epochs.
         num_steps: length of the run; None for ``num_epochs`` passes over every source in use.
 
     Raises:
@@ -72,7 +76,7 @@ class Sampler:
         *,
         batch_size: int,
         batch_size_of: Mapping[str, int] | None = None,
-        weights: Mapping[str, float] | None = None,
+        weights: Mapping[str, float] | str | None = None,
         seed: int,
         num_steps: int | None = None,
         num_epochs: int = 1,
@@ -96,6 +100,13 @@ class Sampler:
         # The last order computed for each purpose and source. Only a memory of a pure function.
         self._orders: dict[tuple[Purpose, int], tuple[int, Int64]] = {}
 
+    @property
+    def sources_in_use(self) -> list[CachedSource]:
+        """Those that a batch may come from."""
+        if self._probabilities is None:
+            return list(self.sources)
+        return [source for source, probability in zip(self.sources, self._probabilities, strict=True) if probability > 0]
+
     def batch(self, step: int) -> Batch:
         """The batch of a step.
 
@@ -106,8 +117,8 @@ class Sampler:
             raise IndexError(f"step {step} is none of the run's 0 … {self.num_steps - 1}")
         index, number_of_pass, position = self._place(step)
         source, size = self.sources[index], int(self._sizes[index])
-        order = self._order(Purpose.ROW_ORDER, index, number_of_pass, len(source.train))
-        return Batch(source, source.train.start + order[position * size : (position + 1) * size])
+        first, last = position * size, min((position + 1) * size, len(source.train))
+        return Batch(source, source.train.start + self._rows(index, number_of_pass, first, last))
 
     def negatives(self, step: int, batch: Batch, k: int) -> Int64:
         """Draw hard negatives for the rows of the step's batch, each from its own, without repeats.
@@ -150,6 +161,14 @@ class Sampler:
             turns[steps] = np.arange(len(steps))
         return sources, turns
 
+    def _rows(self, index: int, number_of_pass: int, first: int, last: int) -> Int64:
+        """A part of the random order of a source's training rows in one of the passes over it."""
+        num_rows = len(self.sources[index].train)
+        if num_rows <= MAX_ROWS_IN_ORDER:
+            return self._order(Purpose.ROW_ORDER, index, number_of_pass, num_rows)[first:last]
+        order = Permutation(num_rows, self._generator(Purpose.ROW_ORDER, index, number_of_pass))
+        return order.at(np.arange(first, last))
+
     def _order(self, purpose: Purpose, index: int, number: int, size: int) -> Int64:
         """The ``number``-th random order of ``size`` things."""
         known = self._orders.get((purpose, index))
@@ -162,7 +181,12 @@ class Sampler:
         return np.random.default_rng([purpose, self._seed, *key])
 
 
-def _probabilities(sources: Sequence[CachedSource], weights: Mapping[str, float]) -> NDArray[np.float64]:
+def _probabilities(sources: Sequence[CachedSource], weights: Mapping[str, float] | str) -> NDArray[np.float64]:
+    if isinstance(weights, str):
+        power = float(weights.removeprefix("size^"))
+        sizes: NDArray[np.float64] = np.array([len(source.train) for source in sources], dtype=np.float64) ** power
+        sizes /= sizes.sum()
+        return sizes
     unknown = sorted(set(weights) - {source.name for source in sources})
     if unknown:
         known = ", ".join(source.name for source in sources)

@@ -31,6 +31,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from mlembed_core.artifacts import manifest_hash, read_json, write_json
 from mlembed_core.config.data import Kind
+from mlembed_core.data.key_table import KeyTable
 from mlembed_core.data.texts import hash_key
 from mlembed_core.errors import ArtifactError
 
@@ -213,7 +214,7 @@ def _source(entry: Mapping[str, Any], negatives: OwnNegatives) -> CachedSource:
 
 
 class CacheWriter:
-    """Writes a cache folder, source after source, in memory bounded by one source's table of texts.
+    """Writes a cache folder, source after source, in constant memory: the table of a source's texts lies in files that go with it.
 
     Use: for each source :meth:`begin_source`, then :meth:`add_texts` and :meth:`add_rows` in turn (all training rows before the
     first validation row); :meth:`finish` at the end. A context manager, so that files are closed on an error.
@@ -226,7 +227,8 @@ class CacheWriter:
         self.counts: Counter[str] = Counter(dict.fromkeys(("rows_train", "rows_validation", "texts", "tokens", "negatives"), 0))
         self._folder = folder
         self._sources: list[dict[str, Any]] = []
-        self._text_ids: dict[bytes, int] = {}
+        self._texts = KeyTable(folder)  # those of the current source
+        self._first_text = 0
         self._label_ids: dict[str, int] = {}
         self._stack = ExitStack()
         self._files: dict[str, BinaryIO] = {name: self._stack.enter_context((folder / name).open("wb")) for name in FILES}
@@ -241,7 +243,7 @@ class CacheWriter:
 
     def begin_source(self, name: str, *, kind: Kind, num_negatives: int) -> None:
         """The texts and rows that follow are of source ``name``."""
-        self._text_ids, self._label_ids = {}, {}
+        self._texts, self._first_text, self._label_ids = KeyTable(self._folder), self.counts["texts"], {}
         self._sources.append(
             {
                 "name": name,
@@ -261,21 +263,21 @@ class CacheWriter:
             tokens: of all lists, one after another.
             offsets: where each list starts in ``tokens``, and the end.
         """
-        first = self.counts["texts"]
-        ids = np.empty(len(offsets) - 1, dtype=np.int64)
-        fresh: list[NDArray[np.uint32]] = []
-        for position, (start, stop) in enumerate(pairwise(offsets.tolist())):
-            text = tokens[start:stop]
-            ids[position] = text_id = self._text_ids.setdefault(hash_key(text.tobytes()), first + len(fresh))
-            if text_id == first + len(fresh):
-                fresh.append(text)
-        if fresh:
-            ends = self.counts["tokens"] + np.cumsum([len(text) for text in fresh])
-            self._append("tokens.bin", np.concatenate(fresh))
+        content = memoryview(np.ascontiguousarray(tokens, dtype="<u4").tobytes())
+        keys = b"".join(hash_key(content[4 * start : 4 * stop]) for start, stop in pairwise(offsets.tolist()))
+        known = len(self._texts)
+        numbers = self._texts.numbers(keys)
+        is_new = np.zeros(len(numbers), dtype=np.bool_)
+        _, firsts = np.unique(numbers[numbers >= known], return_index=True)
+        is_new[np.flatnonzero(numbers >= known)[firsts]] = True
+        lengths = np.diff(offsets)
+        if len(firsts):
+            ends = self.counts["tokens"] + np.cumsum(lengths[is_new])
+            self._append("tokens.bin", tokens[np.repeat(is_new, lengths)])
             self._append("offsets.bin", ends)
             self.counts["tokens"] = int(ends[-1])
-            self.counts["texts"] += len(fresh)
-        return ids
+            self.counts["texts"] += len(firsts)
+        return self._first_text + numbers
 
     def add_rows(
         self, *, validation: bool, queries: Int64, passages: Int64, negatives: Int64, num_negatives: Int64, labels: list[str | None]

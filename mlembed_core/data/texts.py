@@ -31,6 +31,55 @@ def num_rows(path: Path) -> int:
         return int(file.metadata.num_rows)
 
 
+def rows_of_groups(path: Path) -> list[int]:
+    """Rows of each row group of a parquet file, from its footer.
+
+    Raises:
+        ArtifactError: the file is missing or damaged; the message names it.
+    """
+    with _opened(path) as file:
+        return [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
+
+
+def num_row_groups(path: Path) -> int:
+    """Row groups of a parquet file."""
+    return len(rows_of_groups(path))
+
+
+def require_columns(path: Path, columns: Sequence[str]) -> None:
+    """Refuse a file that lacks some of the columns.
+
+    Raises:
+        ArtifactError: it does, or is missing or damaged; the message names it.
+    """
+    with _opened(path) as file:
+        missing = sorted(set(columns) - set(file.schema_arrow.names))
+        if missing:
+            raise ArtifactError(
+                f"{path} lacks the columns {', '.join(missing)} (it has {', '.join(file.schema_arrow.names)}). "
+                "Delete its folder and run `dvc repro`, which makes it again."
+            )
+
+
+def read_group(path: Path, group: int, columns: Sequence[str], *, distinct_texts: Sequence[str] = ()) -> Iterator[pa.RecordBatch]:
+    """The named columns of one row group, cut where a count of ``BATCH_ROWS`` through the whole file cuts.
+
+    Args:
+        distinct_texts: columns to give in dictionary form (see :func:`distinct`).
+
+    Raises:
+        ArtifactError: the file is missing or damaged; the message names it.
+    """
+    first = sum(rows_of_groups(path)[:group])
+    with _opened(path, read_dictionary=list(distinct_texts)) as file:
+        table = file.read_row_group(group, columns=list(columns)).combine_chunks()
+    start = 0
+    while start < table.num_rows:
+        stop = min(start + BATCH_ROWS - (first + start) % BATCH_ROWS, table.num_rows)
+        yield from table.slice(start, stop - start).to_batches()
+        start = stop
+
+
 def read_batches(path: Path, columns: Sequence[str], *, distinct_texts: Sequence[str] = ()) -> Iterator[pa.RecordBatch]:
     """The named columns, at most ``BATCH_ROWS`` rows at a time.
 
@@ -40,13 +89,7 @@ def read_batches(path: Path, columns: Sequence[str], *, distinct_texts: Sequence
     Raises:
         ArtifactError: the file is missing or damaged, or lacks a column; the message names it.
     """
-    with _opened(path) as file:
-        missing = sorted(set(columns) - set(file.schema_arrow.names))
-        if missing:
-            raise ArtifactError(
-                f"{path} lacks the columns {', '.join(missing)} (it has {', '.join(file.schema_arrow.names)}). "
-                "Delete its folder and run `dvc repro`, which makes it again."
-            )
+    require_columns(path, columns)
     with _opened(path, read_dictionary=list(distinct_texts)) as file:
         yield from file.iter_batches(batch_size=BATCH_ROWS, columns=list(columns))
 
@@ -88,7 +131,7 @@ def distinct(columns: Sequence[pa.Array]) -> tuple[list[str], NDArray[np.int64]]
     return dictionary.take(pa.array(used)).to_pylist(), position[index]
 
 
-def hash_key(content: str | bytes) -> bytes:
+def hash_key(content: str | bytes | memoryview) -> bytes:
     """16 bytes that stand for a text (or token ids) in a table of those seen: the same in every process and on every machine."""
     return hashlib.blake2b(content.encode() if isinstance(content, str) else content, digest_size=16).digest()
 

@@ -30,7 +30,9 @@ PAD = "<|pad|>"
 CAMEL_CASE = r"(?<=\p{Ll})(?=\p{Lu})|(?<=\p{Lu})(?=\p{Lu}\p{Ll})"
 # A piece is a run of letters with their marks, one digit, or a run of anything else. White space and `_` belong to no piece.
 PIECE = r"[\p{L}\p{M}]+|\p{N}|[^\s_\p{L}\p{M}\p{N}]+"
-ENCODE_BATCH = 512  # texts whose whole encodings (some 100 bytes a token) are in memory at once
+# Texts whose whole encodings (some 100 bytes a token) are in memory at once, and how long they may be.
+ENCODE_BATCH = 512
+ENCODE_CHARACTERS = 2_000_000
 MIN_FREQUENCY = 2  # a pair seen once is no word part, but an accident of one text
 
 
@@ -181,14 +183,17 @@ def token_ids(tokenizer: Tokenizer, texts: Sequence[str], max_length: int) -> li
         tokenizer: as :func:`load_tokenizer` gives it; not changed.
         max_length: EOS included, ≥ 1.
     """
-    return [cut(ids, max_length) for ids in uncut_ids(tokenizer, texts)]
+    return [cut(ids, max_length) for lists in uncut_ids(tokenizer, texts) for ids in lists]
 
 
-def uncut_ids(tokenizer: Tokenizer, texts: Sequence[str]) -> Iterator[list[int]]:
-    """All token ids of each text, EOS included. Texts are encoded a batch at a time, on all cores."""
-    for start in range(0, len(texts), ENCODE_BATCH):
-        for encoding in tokenizer.encode_batch_fast(texts[start : start + ENCODE_BATCH]):
-            yield encoding.ids
+def uncut_ids(tokenizer: Tokenizer, texts: Sequence[str]) -> Iterator[list[list[int]]]:
+    """All token ids of each text, EOS included, some texts at a time, encoded on all cores."""
+    start = characters = 0
+    for stop, text in enumerate(texts, start=1):
+        characters += len(text)
+        if stop - start == ENCODE_BATCH or characters >= ENCODE_CHARACTERS or stop == len(texts):
+            yield [encoding.ids for encoding in tokenizer.encode_batch_fast(texts[start:stop])]
+            start, characters = stop, 0
 
 
 def cut(ids: list[int], max_length: int) -> list[int]:

@@ -21,10 +21,10 @@ from mteb.abstasks.task_metadata import TaskMetadata
 from mteb.models.abs_encoder import AbsEncoder
 from numpy.typing import NDArray
 from sklearn.feature_extraction.text import HashingVectorizer, TfidfTransformer
-from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers
+from tokenizers import Tokenizer
 
 from mlembed_core.data.rows import read_rows
-from mlembed_core.data.tokenize import CAMEL_CASE
+from mlembed_core.data.words import words
 from mlembed_core.errors import DataError
 from mlembed_core.evaluate.encoder import model_meta
 from mlembed_core.evaluate.scoring import Contestant
@@ -36,14 +36,7 @@ REVISION = "1"  # of the lexical controls: what they are is code, so there are n
 NUM_BUCKETS = 2**21  # of the hashed vocabulary; the embedded preset has some 400,000 distinct n-grams
 RIDGE = 1e-6  # keeps the Gram matrix of unit vectors positive definite when texts repeat or hold no known word
 
-_normalise = normalizers.Sequence([normalizers.NFKC(), normalizers.Replace(Regex(CAMEL_CASE), " "), normalizers.Lowercase()])
-_split_words = pre_tokenizers.Split(Regex(r"[\p{L}\p{M}\p{N}]+"), behavior="removed", invert=True)
 CHARACTERS = {"analyzer": "char_wb", "ngram_range": (2, 4)}
-
-
-def words(text: str) -> list[str]:
-    """The words of a text: runs of letters (with their marks) and digits, in lower case, identifiers taken apart."""
-    return [word for word, _ in _split_words.pre_tokenize_str(_normalise.normalize_str(text))]
 
 
 class TokenBudget:

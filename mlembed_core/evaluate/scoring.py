@@ -14,6 +14,7 @@ import tempfile
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any, Protocol
@@ -37,6 +38,7 @@ from mlembed_core.evaluate.encoder import StateStore, SubmodelEncoder
 from mlembed_core.evaluate.questions import Questions, recording
 from mlembed_core.evaluate.state import State, versions
 from mlembed_core.progress import Reporter
+from mlembed_core.spread import spread
 
 FORMAT_VERSION = 2  # 2: languages as mteb writes them, scores of single questions, versions of all libraries
 DIGITS = 6  # of the small git-tracked summary; the table has the scores as computed
@@ -188,23 +190,36 @@ def submodel_contestants(
     ]
 
 
+@dataclass(frozen=True)
+class Loaded:
+    """Models and the tasks to score them on, ready in this process.
+
+    Attributes:
+        after_task: called when all contestants are through with a task; drops what was kept for it.
+    """
+
+    tasks: Sequence[AbsTask]
+    contestants: Sequence[Contestant]
+    after_task: Callable[[], None] = lambda: None
+
+
 def score_suite(
     suite: str,
-    tasks: Sequence[AbsTask],
-    contestants: Sequence[Contestant],
+    loaded: Loaded,
     *,
     num_threads: int,
-    after_task: Callable[[], None] = lambda: None,
     query_scores: bool = False,
     state: State | None = None,
+    elsewhere: Callable[[], Loaded] | None = None,
 ) -> Scores:
     """Score all contestants on all tasks, task by task.
 
     Args:
         num_threads: of torch and of the linear algebra beneath scikit-learn; part of the result.
-        after_task: called when all contestants are through with a task; drop what was kept for it here.
         query_scores: keep the score of every single question, where a task has such.
         state: where finished tasks are kept and found; None keeps nothing.
+        elsewhere: makes the same in another process, for tasks to be spread as the environment says (``spread.py``); picklable. None:
+            they stay in this process.
 
     Returns:
         Rows in the order of tasks, contestants, splits and subsets as mteb has them, metrics by name.
@@ -213,31 +228,70 @@ def score_suite(
         EvaluationError: a model gave vectors that cannot be right.
         MachineError: a task's dataset cannot be loaded.
     """
-    torch.set_num_threads(num_threads)
-    kept = [None if state is None else state.load(task, SCHEMA) for task in tasks]
-    found: list[Scores] = []
-    start, total = sum(table is not None for table in kept) * len(contestants), len(tasks) * len(contestants)
-    with (
-        threadpool_limits(limits=num_threads),
-        Reporter(f"Scoring {suite}", total, "scores", start=start) as progress,
-        tempfile.TemporaryDirectory(prefix="mlembed-") as scratch,
-    ):
-        for number, (task, table) in enumerate(zip(tasks, kept, strict=True)):
-            if table is not None:
-                found.append(_scores(table))
-                continue
+    tasks, each = loaded.tasks, len(loaded.contestants)
+    tables = {index: table for index, task in enumerate(tasks) if state is not None and (table := state.load(task, SCHEMA)) is not None}
+    missing = [index for index in range(len(tasks)) if index not in tables]
+    scorer = _Scorer(suite, num_threads, elsewhere, query_scores=query_scores, here=loaded)
+    with Reporter(f"Scoring {suite}", len(tasks) * each, "scores", start=len(tables) * each) as progress:
+        scorer.after_score = lambda task: progress.advance(note=task)
+        found = spread(
+            scorer,
+            missing,
+            description="tasks",
+            total=len(missing),
+            unit="tasks",
+            processes=max(1, torch.cuda.device_count()),
+            gpus_each=min(1, torch.cuda.device_count()),
+            cpus_each=num_threads,
+            only_here=elsewhere is None,
+            shown=False,
+        )
+        for number, (table, told) in found:
+            task = tasks[missing[number]]
+            progress.advance(each - told, note=task.metadata.name)  # what another process has done
+            tables[missing[number]] = table
+            if state is not None:
+                state.save(task, table)
+    return _joined([_scores(tables[index]) for index in range(len(tasks))])
+
+
+@dataclass
+class _Scorer:
+    """What scores one task after the other in one process. Sent to another, it leaves behind what is loaded and loads its own."""
+
+    suite: str
+    num_threads: int
+    elsewhere: Callable[[], Loaded] | None
+    query_scores: bool
+    here: Loaded | None
+    after_score: Callable[[str], None] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "here": None, "after_score": None}
+
+    def __call__(self) -> Callable[[int], tuple[pa.Table, int]]:
+        loaded = self.here
+        if loaded is None:
+            assert self.elsewhere is not None  # else nothing is spread
+            loaded = self.elsewhere()
+        torch.set_num_threads(self.num_threads)
+        return partial(self._score, loaded)
+
+    def _score(self, loaded: Loaded, index: int) -> tuple[pa.Table, int]:
+        """The rows of a task, and how many contestants' scores were told here already."""
+        task = loaded.tasks[index]
+        parts, told = [], 0
+        with threadpool_limits(limits=self.num_threads), tempfile.TemporaryDirectory(prefix="mlembed-") as scratch:
             _load(task)
-            parts = []
-            for index, contestant in enumerate(contestants):
-                parts.append(_score_task(suite, task, contestant, Path(scratch) / f"{number}-{index}" if query_scores else None))
-                progress.advance(note=task.metadata.name)
-            after_task()
+            for number, contestant in enumerate(loaded.contestants):
+                parts.append(_score_task(self.suite, task, contestant, Path(scratch) / str(number) if self.query_scores else None))
+                if self.after_score is not None:
+                    self.after_score(task.metadata.name)
+                    told += 1
+            loaded.after_task()
             if task.data_loaded:
                 task.unload_data()
-            found.append(_joined(parts))
-            if state is not None:
-                state.save(task, found[-1].table)
-    return _joined(found)
+        return _joined(parts).table, told
 
 
 def _joined(parts: Sequence[Scores]) -> Scores:

@@ -13,8 +13,9 @@ from mteb.abstasks.abstask import AbsTask
 from mlembed_core.artifacts import MANIFEST, read_manifest
 from mlembed_core.config.evaluate import BenchmarkSuite, LocalSuite, Suite, TaskListSuite
 from mlembed_core.errors import ConfigError, DataError
-from mlembed_core.evaluate.mirror import mirrors, use_mirrors
+from mlembed_core.evaluate.mirror import use_mirrors
 from mlembed_core.evaluate.tasks import local_task
+from mlembed_core.mirror import mirrors
 
 NUM_SUGGESTIONS = 3
 

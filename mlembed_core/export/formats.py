@@ -33,7 +33,7 @@ from mlembed_core.model.checkpoint import (
     write_config,
     write_sentence_transformers,
 )
-from mlembed_core.model.encoder import Encoder, TrainedAxes
+from mlembed_core.model.encoder import Encoder
 from mlembed_core.model.low_rank import LowRankEmbedding
 from mlembed_core.model.network import Network
 from mlembed_core.model.resolve import load_folder
@@ -79,8 +79,6 @@ def open_encoder(
     """
     if not is_factorised(folder):
         return Encoder.from_folder(folder, layers=layers, dim=dim, rank=rank, precision=precision)
-    from tokenizers import Tokenizer
-
     facts = read_facts(folder)
     submodel = resolve_submodel(Shape(**facts["shape"]), layers=layers, dim=dim, rank=rank)
     register()
@@ -93,14 +91,7 @@ def open_encoder(
     network = Network(backbone, pooling=Pooling(facts["pooling"]))
     network.embedding = LowRankEmbedding(table.u.detach(), table.v.detach())
     network.cut(submodel.layers)
-    return Encoder(
-        network.requires_grad_(requires_grad=False),
-        Tokenizer.from_file(str(folder / "tokenizer.json")),
-        max_length=facts["max_length"],
-        axes=TrainedAxes(*(None if facts[axis] is None else tuple(facts[axis]) for axis in ("mrl_dims", "mll_layers", "mel_ranks"))),
-        submodel=submodel,
-        precision=precision,
-    )
+    return Encoder.around(network, folder, submodel=submodel, precision=precision)
 
 
 def write_folder(

@@ -98,26 +98,42 @@ class Encoder:
             SubmodelError: a cut larger than the model.
         """
         facts = read_facts(folder)
-        from tokenizers import Tokenizer
-
         submodel = resolve_submodel(Shape(**facts["shape"]), layers=layers, dim=dim, rank=rank)
         network = Network(load_folder(folder), pooling=Pooling(facts["pooling"]))
         if (folder / FACTORS).is_file():
             network.embedding = LowRankEmbedding(*_read_factors(folder / FACTORS))
-        axes = TrainedAxes(*(None if facts[axis] is None else tuple(facts[axis]) for axis in ("mrl_dims", "mll_layers", "mel_ranks")))
-        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        encoder = cls(
-            network.requires_grad_(requires_grad=False),
-            tokenizer,
-            max_length=facts["max_length"],
-            axes=axes,
-            submodel=submodel,
-            precision=precision,
-        )
+        encoder = cls.around(network, folder, submodel=submodel, precision=precision)
         if layers is not None:
             # Layers above the cut would only cost time and memory.
             network.cut(layers)
         return encoder
+
+    @classmethod
+    def around(cls, network: Network, folder: Path, *, submodel: Submodel, precision: Precision) -> Encoder:
+        """An encoder of ``network`` with the tokenizer and the facts (length limit, trained sizes) of a checkpoint folder.
+
+        Raises:
+            ArtifactError: see :meth:`from_folder`.
+        """
+        from tokenizers import Tokenizer
+
+        facts = read_facts(folder)
+        return cls(
+            network.requires_grad_(requires_grad=False),
+            Tokenizer.from_file(str(folder / "tokenizer.json")),
+            max_length=facts["max_length"],
+            axes=TrainedAxes(*(None if facts[axis] is None else tuple(facts[axis]) for axis in ("mrl_dims", "mll_layers", "mel_ranks"))),
+            submodel=submodel,
+            precision=precision,
+        )
+
+    def to(self, device: torch.device) -> Encoder:
+        """Move the weights to ``device``, where texts are encoded from now on; the encoder itself."""
+        if device != self._device:
+            self.network.to(device)
+            self._device = device
+            choose_attention(self.network.backbone, device=device, precision=self._precision)
+        return self
 
     def encode_documents(self, texts: Sequence[str], *, batch_tokens: int = DEFAULT_BATCH_TOKENS) -> Float32[NDArray[Any], "text dim"]:
         """Unit vectors of documents, which take no prompt."""
@@ -174,6 +190,11 @@ class Encoder:
             "layers": sum(per_layer[: submodel.layers]),
             "other": _size(self.network.backbone) - sum(per_layer) + _size(self.network.norm),
         }
+
+
+def usual_device() -> torch.device:
+    """The first GPU that this process may use, else the CPU."""
+    return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
 
 
 def unit_vectors(states: Float32[NDArray[Any], "text hidden"], dim: int) -> Float32[NDArray[Any], "text dim"]:

@@ -18,6 +18,7 @@ from mlembed_core.train.tracking import connect, tracking_uri, without_secrets
 
 WEIGHTS_HASH_TAG = "mlembed.weights_hash"
 REPORT_HASH_TAG = "mlembed.report_hash"
+CARD_HASH_TAG = "mlembed.card_hash"
 REBUILT_TAG = "mlembed.rebuilt_from_outs"
 AXES_TAG = "mlembed.axes"
 INPUTS_TAG = "mlembed.inputs"

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mlembed_core.artifacts import Workspace
 from mlembed_core.config.base import Section
@@ -24,6 +24,10 @@ from mlembed_core.config.evaluate import BenchmarkSuite, EvaluationParams, Local
 from mlembed_core.config.load import load, load_all
 from mlembed_core.errors import ArtifactError, ConfigError, MachineError
 from mlembed_core.registry.resolve import cache_folder, resolve
+
+if TYPE_CHECKING:
+    from mlembed_core.evaluate.run import Job
+    from mlembed_core.evaluate.scoring import Loaded
 
 NUM_SUGGESTIONS = 3
 CPUS = os.cpu_count() or 1
@@ -120,7 +124,7 @@ def evaluate_model(
     if out is not None:
         _check_out(out)
     workspace = _workspace()
-    folder = resolve(ref)
+    folder = resolve(ref).absolute()
     scratch = cache_folder()
     from mlembed_core.evaluate.process import prepare_process
 
@@ -132,43 +136,85 @@ def evaluate_model(
         else EvaluationParams(submodels=[SubmodelParams()], num_threads=os.cpu_count() or 1)
     )
 
-    from mlembed_core.evaluate.results import write_results
-    from mlembed_core.evaluate.run import Job, evaluate
-    from mlembed_core.evaluate.scoring import resolve_submodels, summary, write_summary, write_table
-    from mlembed_core.evaluate.state import State
-    from mlembed_core.evaluate.suites import suite_tasks, uses_instructions
-    from mlembed_core.model.checkpoint import CHECKPOINT_FACTS
-    from mlembed_core.model.encoder import weights_hash
-    from mlembed_core.model.stock import open_any
-
     if isinstance(suite, LocalSuite) and workspace is None:
         raise ArtifactError(f"suite {suite_name} needs the sources of a workspace; run this inside a clone of the project")
-    sources = workspace.sources if workspace else Path()
-    tasks = suite_tasks(key, suite, sources=sources, asked_as=suite_name)
-    opened = open_any(folder, precision=evaluation.precision)
-    encoder = opened.encoder
-    ours = (folder / CHECKPOINT_FACTS).is_file()
-    if instructions is None:
-        instructions = ours and workspace is not None and uses_instructions(sources)
-    name = re.sub(r"[^a-z0-9_.-]+", "_", folder.resolve().name.casefold())
-    cuts = [item for item in evaluation.submodels if _fits(item, encoder.shape)] if grid else [cut]
-    job = Job(
-        name=name,
-        weights=weights_hash(folder),
-        submodels=tuple(resolve_submodels(cuts, encoder.shape, model=ref, axes=encoder.axes)),
+    from mlembed_core.evaluate.results import write_results
+    from mlembed_core.evaluate.scoring import score_suite, summary, write_summary, write_table
+    from mlembed_core.evaluate.state import State
+
+    asked = _Asked(
+        folder=folder,
+        suite=suite,
+        suite_name=suite_name,
+        key=key,
+        sources=workspace.sources if workspace else None,
         evaluation=evaluation,
-        query_scores=suite.query_scores,
+        cuts=tuple(evaluation.submodels) if grid else (cut,),
+        grid=grid,
         instructions=instructions,
-        prompts=opened.prompts or None,
     )
-    scores = evaluate(job, encoder, key, tasks, State(scratch / "evaluate", job.fingerprint))
-    target = out or scratch / "scored" / f"{name}-{job.weights[:12]}" / key
-    found = summary(scores.rows, {submodel.name: (name, submodel) for submodel in job.submodels})
+    job, loaded = asked.load()
+    state = State(scratch / "evaluate", job.fingerprint)
+    scores = score_suite(
+        key, loaded, num_threads=evaluation.num_threads, query_scores=suite.query_scores, state=state, elsewhere=asked.in_a_helper
+    )
+    target = out or scratch / "scored" / f"{job.name}-{job.weights[:12]}" / key
+    found = summary(scores.rows, job.systems)
     with _written(target) as draft:
-        write_table(draft / "scores.parquet", scores, tasks, facts={"weights": job.weights})
+        write_table(draft / "scores.parquet", scores, loaded.tasks, facts={"weights": job.weights})
         write_summary(draft / "summary.json", found)
         write_results(draft / "scores.parquet", draft)
-    return Scored(target, name, job.weights, key, found)
+    return Scored(target, job.name, job.weights, key, found)
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """A model and a suite, resolved to what can be loaded in any process; picklable."""
+
+    folder: Path
+    suite: Suite
+    suite_name: str
+    key: str
+    sources: Path | None
+    evaluation: EvaluationParams
+    cuts: tuple[SubmodelParams, ...]
+    grid: bool
+    instructions: bool | None
+
+    def load(self) -> tuple[Job, Loaded]:
+        """Tasks first: what they lack is told before a model is read."""
+        from mlembed_core.evaluate.run import Job
+        from mlembed_core.evaluate.scoring import resolve_submodels
+        from mlembed_core.evaluate.suites import suite_tasks, uses_instructions
+        from mlembed_core.model.checkpoint import CHECKPOINT_FACTS
+        from mlembed_core.model.encoder import usual_device, weights_hash
+        from mlembed_core.model.stock import open_any
+
+        tasks = suite_tasks(self.key, self.suite, sources=self.sources or Path(), asked_as=self.suite_name)
+        opened = open_any(self.folder, precision=self.evaluation.precision)
+        encoder = opened.encoder.to(usual_device())
+        ours = (self.folder / CHECKPOINT_FACTS).is_file()
+        instructions = self.instructions
+        if instructions is None:
+            instructions = ours and self.sources is not None and uses_instructions(self.sources)
+        cuts = [item for item in self.cuts if not self.grid or _fits(item, encoder.shape)]
+        job = Job(
+            name=re.sub(r"[^a-z0-9_.-]+", "_", self.folder.resolve().name.casefold()),
+            weights=weights_hash(self.folder),
+            submodels=tuple(resolve_submodels(cuts, encoder.shape, model=str(self.folder), axes=encoder.axes)),
+            evaluation=self.evaluation,
+            query_scores=self.suite.query_scores,
+            instructions=instructions,
+            prompts=opened.prompts or None,
+        )
+        return job, job.load(encoder, tasks)
+
+    def in_a_helper(self) -> Loaded:
+        """The same in another process, which has to be set up first."""
+        from mlembed_core.evaluate.process import prepare_process
+
+        prepare_process(cache_folder(), offline=True)
+        return self.load()[1]
 
 
 @contextmanager
@@ -219,7 +265,7 @@ def prefetch(suite_name: str, *, mirror: Path | None = None, only_list: bool = F
     """Fetch what a suite reads from the hub and this machine lacks.
 
     Args:
-        mirror: the folder to fetch into, and the only one to look into; None: the machine's (see ``evaluate/mirror.py``).
+        mirror: the folder to fetch into, and the only one to look into; None: the machine's (see ``mirror.py``).
         only_list: say what is where, fetch nothing.
 
     Raises:
@@ -231,8 +277,9 @@ def prefetch(suite_name: str, *, mirror: Path | None = None, only_list: bool = F
     key, suite = find_suite(suite_name, _workspace())
     if isinstance(suite, LocalSuite):
         return []
-    from mlembed_core.evaluate.mirror import datasets_of, fetch, mirrors
+    from mlembed_core.evaluate.mirror import datasets_of
     from mlembed_core.evaluate.suites import mteb_tasks
+    from mlembed_core.mirror import fetch, mirrors
     from mlembed_core.progress import track
 
     places = mirrors() if mirror is None else [mirror.absolute()]

@@ -39,6 +39,7 @@ from mlembed_core.config.settings import Settings
 from mlembed_core.errors import ArtifactError
 from mlembed_core.registry.client import (
     AXES_TAG,
+    CARD_HASH_TAG,
     DVC_MD5_TAG,
     INPUTS_TAG,
     MODEL_ARTIFACT,
@@ -168,7 +169,8 @@ def _register_one(registry: Registry, workspace: Workspace, name: str, model: Tr
         run = client.get_run(_rebuild_run(client, workspace, name, model))
     scores = main_scores(workspace.scores / model.setting)
     num_metrics = _update_scores(client, run, scores)
-    num_pictures = _update_report(client, run, workspace.reports)
+    num_pictures = _update_files(client, run, workspace.reports, "report", REPORT_HASH_TAG)
+    num_pictures += _update_files(client, run, workspace.card, "data_card", CARD_HASH_TAG)
     num_tables = upload_tables(client, run, tables_of(workspace, model.setting))
     uploaded = _upload_model(client, run, model)
     created = version is None
@@ -358,15 +360,20 @@ def _same(known: float | None, value: float) -> bool:
     return known is not None and (known == value or (math.isnan(known) and math.isnan(value)))
 
 
-def _update_report(client: Any, run: Any, reports: Path) -> int:
-    """Put the report's page and pictures beside the run, unless they are there; returns how many files."""
-    files = sorted(reports.glob("*.png")) + sorted(reports.glob("index.html"))
+def _update_files(client: Any, run: Any, folder: Path, name: str, tag: str) -> int:
+    """Put a folder's page and pictures beside the run, unless they are there; returns how many files.
+
+    Args:
+        name: of the folder among the run's artifacts.
+        tag: of the run, holds their hash.
+    """
+    files = sorted(folder.glob("*.png")) + sorted(folder.glob("index.html"))
     digest = hashlib.sha256("".join(f"{path.name}:{sha256_file(path)}\n" for path in files).encode()).hexdigest()
-    if not files or run.data.tags.get(REPORT_HASH_TAG) == digest:
+    if not files or run.data.tags.get(tag) == digest:
         return 0
     for path in files:
-        client.log_artifact(run.info.run_id, str(path), "report")
-    client.set_tag(run.info.run_id, REPORT_HASH_TAG, digest)
+        client.log_artifact(run.info.run_id, str(path), name)
+    client.set_tag(run.info.run_id, tag, digest)
     return len(files)
 
 

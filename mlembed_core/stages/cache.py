@@ -80,17 +80,17 @@ def _check_corpus(name: str, folder: Path, tokenizer: str) -> None:
 
 def _add_documents(cache: CacheWriter, folder: Path) -> NDArray[np.int64]:
     """Text id of each document, by document id."""
-    texts = [np.empty(0, dtype=np.int64)]
+    text_of_document = np.empty(num_rows(folder / DOCUMENTS_FILE), dtype=np.int64)
     first = 0
     for batch in read_documents(folder):
-        expected = np.arange(first, first + batch.num_rows)
-        if not np.array_equal(batch.column("doc_id").to_numpy(zero_copy_only=False), expected):
+        last = first + batch.num_rows
+        if not np.array_equal(batch.column("doc_id").to_numpy(zero_copy_only=False), np.arange(first, last)):
             raise ArtifactError(
                 f"{folder / DOCUMENTS_FILE}: doc_id does not count up from 0 around row {first}; `mlembed tokenize` makes it again."
             )
-        texts.append(cache.add_texts(*_flat(batch.column("tokens"))))
-        first += batch.num_rows
-    return np.concatenate(texts)
+        text_of_document[first:last] = cache.add_texts(*_flat(batch.column("tokens")))
+        first = last
+    return text_of_document
 
 
 def _rows(folder: Path, *, validation: bool, fraction: float) -> Iterator[pa.RecordBatch]:

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from mlembed_core.artifacts import Workspace, read_manifest, writing
+from functools import partial
+from typing import TYPE_CHECKING
+
+from mlembed_core.artifacts import Workspace, manifest_hash, read_manifest
 from mlembed_core.config.base import Section, pick
-from mlembed_core.config.evaluate import EvaluationParams, LocalSuite, Suites
+from mlembed_core.config.evaluate import EvaluationParams, LocalSuite, Suite, Suites
 from mlembed_core.config.load import load
 from mlembed_core.evaluate.process import prepare_process
+
+if TYPE_CHECKING:
+    from mlembed_core.evaluate.run import Item
 
 UNTRAINED = "untrained"
 CONTROLS = "controls"  # the folder beside those of the settings
@@ -38,38 +44,41 @@ def run(workspace: Workspace, suite: str) -> None:
     prepare_process(workspace.work, offline=True)
 
     # Loaded only now, as in stage `evaluate`.
+    from mlembed_core.evaluate.run import score_item
+
+    make = partial(load_controls, workspace, suite, params, config.evaluation)
+    score_item(workspace, CONTROLS, suite, params, config.evaluation.num_threads, make)
+
+
+def load_controls(workspace: Workspace, suite: str, params: Suite, evaluation: EvaluationParams) -> Item:
+    """The controls and the suite's tasks, in this process or in another that helps."""
+    prepare_process(workspace.work, offline=True)
     from mlembed_core.data.tokenize import load_tokenizer
     from mlembed_core.evaluate.controls import TokenBudget, lexical_contestants, train_texts
-    from mlembed_core.evaluate.encoder import StateStore
-    from mlembed_core.evaluate.scoring import score_suite, submodel_contestants, summary, write_summary, write_table
+    from mlembed_core.evaluate.run import Item, Job, named
+    from mlembed_core.evaluate.scoring import Loaded
+    from mlembed_core.evaluate.state import fingerprint
     from mlembed_core.evaluate.suites import suite_tasks, uses_instructions
-    from mlembed_core.model.encoder import Encoder, weights_hash
+    from mlembed_core.model.encoder import Encoder, usual_device, weights_hash
 
     tasks = suite_tasks(suite, params, sources=workspace.sources)
-    encoder = Encoder.from_folder(workspace.backbone, precision=config.evaluation.precision)
-    submodels = [encoder.shape.full]  # the whole model: what training added to the cuts is the report's comparison of settings
-    store = StateStore(encoder, submodels, batch_tokens=config.evaluation.batch_tokens)
-    revision = weights_hash(workspace.backbone)
-    contestants = submodel_contestants(
-        encoder, store, submodels, setting=UNTRAINED, revision=revision, instructions=uses_instructions(workspace.sources)
+    encoder = Encoder.from_folder(workspace.backbone, precision=evaluation.precision).to(usual_device())
+    job = Job(
+        name=UNTRAINED,
+        weights=weights_hash(workspace.backbone),
+        submodels=(encoder.shape.full,),  # the whole model: what training added to the cuts is the report's comparison of settings
+        evaluation=evaluation,
+        query_scores=params.query_scores,
+        instructions=uses_instructions(workspace.sources),
     )
+    untrained = job.load(encoder, tasks)
+    contestants = list(untrained.contestants)
+    read = {"tokenizer": manifest_hash(workspace.tokenizer)}  # what shapes the lexical controls' scores
     if isinstance(params, LocalSuite):
         budget = TokenBudget(load_tokenizer(workspace.tokenizer), encoder.max_length)
         sources = [workspace.sources / name for name in sorted({task.source for task in params.tasks.values()})]
         contestants += lexical_contestants(budget, train_texts(sources))
-    scores = score_suite(
-        suite,
-        tasks,
-        contestants,
-        num_threads=config.evaluation.num_threads,
-        after_task=store.clear,
-        query_scores=params.query_scores,
+        read |= {source.name: manifest_hash(source) for source in sources}
+    return Item(
+        Loaded(tasks, contestants, untrained.after_task), named(contestants), job.weights, fingerprint(controls=job.fingerprint, read=read)
     )
-    table, digest = (workspace.scores / CONTROLS / f"{suite}{suffix}" for suffix in (".parquet", ".json"))
-    names = {
-        item.setting if item.submodel is None else f"{UNTRAINED} {item.submodel.name}": (item.setting, item.submodel)
-        for item in contestants
-    }
-    with writing(workspace, table) as table_draft, writing(workspace, digest) as digest_draft:
-        write_table(table_draft, scores, tasks, facts={"weights": revision})
-        write_summary(digest_draft, summary(scores.rows, names))

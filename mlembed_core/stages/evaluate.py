@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from mlembed_core.artifacts import Workspace, read_manifest, writing
+from functools import partial
+from typing import TYPE_CHECKING
+
+from mlembed_core.artifacts import Workspace, read_manifest
 from mlembed_core.config.base import Section, pick
-from mlembed_core.config.evaluate import EvaluationParams, Suites
+from mlembed_core.config.evaluate import EvaluationParams, Suite, Suites
 from mlembed_core.config.load import load
 from mlembed_core.errors import ArtifactError
 from mlembed_core.evaluate.process import prepare_process
+
+if TYPE_CHECKING:
+    from mlembed_core.evaluate.run import Item
 
 
 class Config(Section):
@@ -40,27 +46,30 @@ def run(workspace: Workspace, setting: str, suite: str) -> None:
     prepare_process(workspace.work, offline=True)
 
     # Loaded only now: these libraries read their environment on import, and wrong names are told at once rather than after seconds.
-    from mlembed_core.evaluate.run import Job, evaluate
-    from mlembed_core.evaluate.scoring import resolve_submodels, summary, write_summary, write_table
-    from mlembed_core.evaluate.state import State
-    from mlembed_core.evaluate.suites import suite_tasks, uses_instructions
-    from mlembed_core.model.encoder import Encoder, weights_hash
+    from mlembed_core.evaluate.run import score_item
 
+    make = partial(load_setting, workspace, setting, suite, params, config.evaluation)
+    score_item(workspace, setting, suite, params, config.evaluation.num_threads, make)
+
+
+def load_setting(workspace: Workspace, setting: str, suite: str, params: Suite, evaluation: EvaluationParams) -> Item:
+    """The setting's submodels and the suite's tasks, in this process or in another that helps."""
+    prepare_process(workspace.work, offline=True)
+    from mlembed_core.evaluate.run import Item, Job
+    from mlembed_core.evaluate.scoring import resolve_submodels
+    from mlembed_core.evaluate.suites import suite_tasks, uses_instructions
+    from mlembed_core.model.encoder import Encoder, usual_device, weights_hash
+
+    folder = workspace.models / setting
     tasks = suite_tasks(suite, params, sources=workspace.sources)
-    encoder = Encoder.from_folder(folder, precision=config.evaluation.precision)
-    submodels = resolve_submodels(config.evaluation.submodels, encoder.shape, model=str(folder), axes=encoder.axes)
+    encoder = Encoder.from_folder(folder, precision=evaluation.precision).to(usual_device())
+    submodels = resolve_submodels(evaluation.submodels, encoder.shape, model=str(folder), axes=encoder.axes)
     job = Job(
         name=setting,
         weights=weights_hash(folder),
         submodels=tuple(submodels),
-        evaluation=config.evaluation,
+        evaluation=evaluation,
         query_scores=params.query_scores,
         instructions=uses_instructions(workspace.sources),
     )
-    state = State(workspace.evaluations, job.fingerprint)
-    scores = evaluate(job, encoder, suite, tasks, state)
-    table, digest = (workspace.scores / setting / f"{suite}{suffix}" for suffix in (".parquet", ".json"))
-    with writing(workspace, table) as table_draft, writing(workspace, digest) as digest_draft:
-        write_table(table_draft, scores, tasks, facts={"weights": job.weights})
-        write_summary(digest_draft, summary(scores.rows, {submodel.name: (setting, submodel) for submodel in submodels}))
-    state.forget(tasks)
+    return Item(job.load(encoder, tasks), job.systems, job.weights, job.fingerprint)

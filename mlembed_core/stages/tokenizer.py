@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.compute as pc
 from tokenizers import Tokenizer
 
@@ -14,6 +15,7 @@ from mlembed_core.artifacts import Workspace, read_json, read_manifest, verify_f
 from mlembed_core.config.base import Section
 from mlembed_core.config.data import HubTokenizer, LocalTokenizer, Sources, TokenizerParams, TrainedTokenizer
 from mlembed_core.config.load import load
+from mlembed_core.data.key_table import KeyTable
 from mlembed_core.data.rows import ROWS_FILE
 from mlembed_core.data.texts import distinct, hash_key, num_rows, read_batches
 from mlembed_core.data.tokenize import CONFIG_FILE, EOS, PAD, TOKENIZER_FILE, append_eos, read_tokenizer, save_tokenizer, train_tokenizer
@@ -99,25 +101,20 @@ class _TrainingTexts:
         self.num_characters = 0
 
     def __iter__(self) -> Iterator[list[str]]:
-        seen: set[bytes] = set()
+        seen = KeyTable()
         total = sum(num_rows(path) for path in self._files.values())
         with Reporter("read text for the tokenizer", total, "rows") as progress:
             for path in self._files.values():
                 for batch in read_batches(path, ("query", "passage", "split"), distinct_texts=("query", "passage")):
                     rows = batch.filter(pc.fill_null(pc.equal(batch.column("split"), "train"), True))
                     texts, _ = distinct([rows.column("query"), rows.column("passage")])
-                    fresh = [text for text in texts if not _add(seen, hash_key(text))]
+                    known = len(seen)
+                    numbers = seen.numbers(b"".join(map(hash_key, texts)))
+                    fresh = [texts[position] for position in np.flatnonzero(numbers >= known)]
                     self.num_texts += len(fresh)
                     self.num_characters += sum(map(len, fresh))
                     yield fresh
                     progress.advance(batch.num_rows)
-
-
-def _add(seen: set[bytes], key: bytes) -> bool:
-    """Whether ``key`` was there before; it is afterwards."""
-    size = len(seen)
-    seen.add(key)
-    return len(seen) == size
 
 
 def take(folder: Path) -> Result:

@@ -25,7 +25,7 @@ from mlembed_core.config.base import Precision
 from mlembed_core.config.settings import SettingParams
 from mlembed_core.config.train import MergeParams, TrainParams
 from mlembed_core.data.sampler import Batch, Sampler
-from mlembed_core.data.store import CachedSource, TrainingCache
+from mlembed_core.data.store import TrainingCache
 from mlembed_core.errors import ConfigError, TrainingInterruptedError
 from mlembed_core.model.attention import choose_attention
 from mlembed_core.model.network import Network
@@ -224,7 +224,7 @@ class _Run:
 
     def check_held_out_rows(self) -> None:
         """Raises ConfigError where a merge is asked for and nothing could judge it."""
-        if self.params.merge is not None and not any(len(source.validation) > 1 for source in self._sources_in_use()):
+        if self.params.merge is not None and not any(len(source.validation) > 1 for source in self.sampler.sources_in_use):
             raise ConfigError(
                 "train.merge is kept only where it lowers the loss of held-out rows, but no source in use has two of them; raise "
                 "cache.validation_fraction, or leave it out (null)"
@@ -251,13 +251,9 @@ class _Run:
     def _held_out_loss(self) -> float:
         return fmean(row["loss"] for row in self._validate())
 
-    def _sources_in_use(self) -> list[CachedSource]:
-        weights = self.params.source_weights
-        return [source for source in self.sampler.sources if weights is None or weights.get(source.name)]
-
     def _validate(self) -> list[dict[str, Any]]:
         with self._autocast():
-            return validate(self.network, self.cache, self._sources_in_use(), axes=self.axes, temperature=self.params.temperature)
+            return validate(self.network, self.cache, self.sampler.sources_in_use, axes=self.axes, temperature=self.params.temperature)
 
     def note_validation(self, done: int) -> None:
         """The loss of held-out rows of every source in use, at exits and dims."""

@@ -80,7 +80,7 @@ def test_jobs_name_stages_that_exist():
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("group:data", {"raw_sources", "tokenizer", "tokenized_corpus", "training_cache"}),
+        ("group:data", {"raw_sources", "tokenizer", "tokenized_corpus", "training_cache", "data_card"}),
         ("key:training_cache+ and group:model", {"backbone", "trained_model"}),
         ("+key:tokenizer", {"raw_sources", "tokenizer"}),
     ],

@@ -245,6 +245,7 @@ def test_a_source_changed_by_hand_shows_on_exactly_what_was_made_from_it(done):
         ("raw_sources", "python_topics"),
         ("tokenizer", None),
         ("tokenized_corpus", "python_topics"),
+        ("data_card", None),
         ("mteb_scores", "baseline|local"),
         ("mteb_scores", "3d|local"),
         ("control_scores", "local"),

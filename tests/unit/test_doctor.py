@@ -196,3 +196,17 @@ def test_a_server_is_asked(workspace: Workspace, server: int, monkeypatch: pytes
     finding = doctor.check_mlflow(workspace)
     assert finding.status == Status.FAIL
     assert "secret" not in finding.message
+
+
+def test_files_of_the_hub_may_be_missing_until_they_are_fetched(
+    workspace: Workspace, edit: Callable[[str, str], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLEMBED_DATASETS", str(tmp_path / "mirror"))
+    edit("origin: {type: embedded, builder: cldr_bitext}", "origin: {type: hub, repo: team/pairs, files: [a.parquet]}")
+    finding = params_findings(workspace)["sources.cldr_bitext"]
+    assert (finding.status, finding.message) == (Status.WARN, "files of team/pairs are not on this machine yet")
+    assert "`mlembed prefetch --sources`" in finding.advice
+    folder = tmp_path / "mirror" / "team" / "pairs" / ("1" * 40)
+    folder.mkdir(parents=True)
+    (folder / "a.parquet").touch()
+    assert params_findings(workspace)["sources.cldr_bitext"].message == "1 files of team/pairs at 111111111111 are there"

@@ -1,15 +1,14 @@
-"""The schema of source rows, the checks, the choice by hash, and what a reader hears of a damaged file."""
+"""The schema of source rows, the choice by hash, and what a reader hears of a damaged file."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from mlembed_core.data.rows import ROWS_FILE, Row, RowWriter, clean, keep_by_hash, read_rows, row_keys, schema, to_table
+from mlembed_core.data.rows import ROWS_FILE, Row, RowWriter, keep_by_hash, read_rows, row_keys, schema, to_table
 from mlembed_core.errors import ArtifactError
 
 
@@ -17,54 +16,10 @@ def row(query: str | None = "q", passage: str | None = "p", negatives: tuple[str
     return Row(query, passage, negatives, "fra", None, split)  # type: ignore[arg-type]
 
 
-def relaxed(rows: list[Row], num_negatives: int = 2) -> pa.Table:
-    """A table as a foreign file may hold it: nothing promised to be there."""
-    fields = [pa.field(field.name, field.type) for field in schema(num_negatives)]
-    columns = {
-        "query": [r.query for r in rows],
-        "passage": [r.passage for r in rows],
-        **{f"negative_{k + 1}": [r.negatives[k] if k < len(r.negatives) else None for r in rows] for k in range(num_negatives)},
-        "lang": [r.lang for r in rows],
-        "label": [r.label for r in rows],
-        "split": [r.split for r in rows],
-    }
-    return pa.table(columns, schema=pa.schema(fields))
-
-
 def test_columns_are_the_recipes() -> None:
     assert schema(2).names == ["query", "passage", "negative_1", "negative_2", "lang", "label", "split"]
     assert not schema(2).field("query").nullable
     assert schema(2).field("negative_2").nullable
-
-
-def test_each_fault_is_dropped_under_its_own_name_and_once() -> None:
-    rows = [
-        row(),
-        row(query=" \t"),
-        row(query=None, passage=""),  # fails two checks, counts under the first
-        row(passage="\u3000"),
-        row(query="same", passage="same"),
-        row(negatives=("n", "p")),
-    ]
-    cleaned = clean(relaxed(rows))
-    assert cleaned.table["query"].to_pylist() == ["q"]
-    assert cleaned.dropped == {
-        "dropped_empty_query": 2,
-        "dropped_empty_passage": 1,
-        "dropped_query_equals_passage": 1,
-        "dropped_passage_among_negatives": 1,
-    }
-
-
-def test_a_blank_negative_becomes_null_and_keeps_its_row() -> None:
-    cleaned = clean(relaxed([row(negatives=("  ", "n"))]))
-    assert cleaned.table["negative_1"].to_pylist() == [None]
-    assert cleaned.table["negative_2"].to_pylist() == ["n"]
-    assert sum(cleaned.dropped.values()) == 0
-
-
-def test_clean_survives_a_table_without_rows() -> None:
-    assert clean(relaxed([])).table.num_rows == 0
 
 
 def test_choice_keeps_the_splits_proportions_and_exactly_as_many_rows_as_asked() -> None:
@@ -107,6 +62,24 @@ def test_bytes_do_not_depend_on_the_size_of_the_pieces(tmp_path: Path) -> None:
                 writer.write(table.slice(start, piece))
         contents.append((folder / ROWS_FILE).read_bytes())
         assert pq.ParquetFile(folder / ROWS_FILE).num_row_groups == 3
+    assert contents[0] == contents[1] == contents[2]
+
+
+def test_groups_of_long_texts_hold_fewer_rows_whatever_the_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mlembed_core.data.rows.ROW_GROUP_BYTES", 1000)
+    lengths = [10] * 30 + [400] * 5 + [5000] + [10] * 40  # one row alone is above the limit
+    table = to_table([row(query="x" * length, passage=f"p{i:02}") for i, length in enumerate(lengths)], 1)
+    contents = []
+    for piece in (76, 7, 1):
+        folder = tmp_path / str(piece)
+        folder.mkdir()
+        with RowWriter(folder, 1) as writer:
+            for start in range(0, table.num_rows, piece):
+                writer.write(table.slice(start, piece))
+        contents.append((folder / ROWS_FILE).read_bytes())
+    metadata = pq.ParquetFile(folder / ROWS_FILE).metadata
+    assert [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)] == [30, 2, 2, 1, 1, 40]
+    assert read_rows(folder).equals(table.cast(read_rows(folder).schema))
     assert contents[0] == contents[1] == contents[2]
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from mlembed_core.config.data import Kind
-from mlembed_core.data.sampler import Batch, Sampler
+from mlembed_core.data.sampler import MAX_ROWS_IN_ORDER, Batch, Sampler
 from mlembed_core.data.store import CachedSource, OwnNegatives
 from mlembed_core.errors import ConfigError, DataError
 
@@ -68,6 +68,15 @@ class TestEpochs:
         assert len(longer) == len(epoch) + 4
         assert rows_of(longer[: len(epoch)]) == rows_of(epoch)
 
+    def test_an_epoch_of_a_large_source_has_every_row_once_and_the_next_one_another_order(self) -> None:
+        size = MAX_ROWS_IN_ORDER + 1000
+        sampler = Sampler(sources(size, 50), batch_size=512, seed=3, num_epochs=2)
+        half = sampler.num_steps // 2
+        epochs = [[sampler.batch(step) for step in range(start, start + half)] for start in (0, half)]
+        rows = [np.concatenate([batch.rows for batch in epoch if batch.source.name == "a"]) for epoch in epochs]
+        assert all(np.array_equal(np.sort(order), np.arange(size)) for order in rows)
+        assert (rows[0] == rows[1]).sum() < 10
+
 
 class TestWeights:
     def test_sources_come_by_weight_and_those_without_one_never(self) -> None:
@@ -75,6 +84,13 @@ class TestWeights:
         drawn = Counter(batch.source.name for batch in all_batches(sampler))
         assert set(drawn) == {"a", "b"}
         assert abs(drawn["a"] / 4000 - 0.75) < 0.03  # 4 standard deviations
+
+    def test_a_temperature_lies_between_equal_shares_and_shares_by_size(self) -> None:
+        for power, share in ((0.0, 1 / 2), (0.5, 3 / 4), (1.0, 9 / 10)):
+            sampler = Sampler(sources(900, 100), batch_size=8, weights=f"size^{power:g}", seed=5, num_steps=4000)
+            drawn = Counter(sampler.batch(step).source.name for step in range(4000))
+            assert abs(drawn["a"] / 4000 - share) < 0.03  # 4 standard deviations
+        assert [source.name for source in sampler.sources_in_use] == ["a", "b"]
 
     def test_a_pass_goes_through_the_rows_before_any_comes_again(self) -> None:
         sampler = Sampler(sources(64, 40), batch_size=16, weights={"a": 1, "b": 1}, seed=5, num_steps=60)

@@ -6,11 +6,28 @@ import zlib
 import numpy as np
 import pytest
 
-from mlembed_core.artifacts import write_manifest
+from mlembed_core.artifacts import Workspace, write_manifest
 from mlembed_core.config.grid import Shape
 from mlembed_core.data.rows import Row, RowWriter, to_table
+from mlembed_core.data.tokenize import EOS, PAD, save_tokenizer, train_tokenizer
+from mlembed_core.model.checkpoint import write_checkpoint
+from mlembed_core.model.network import Network
+from tests.tiny import tiny_qwen3
 
 NUM_CONCEPTS = 60
+PARAMS = """
+evaluation:
+  num_threads: 1
+  batch_tokens: 128
+  submodels: [{}, {layers: 1, dim: 8, rank: 4}]
+suites:
+  small:
+    type: local
+    tasks:
+      Answers: {type: retrieval, source: answers, max_queries: 20}
+      Names: {type: bitext_mining, source: names}
+      Classes: {type: classification, source: classes}
+"""
 LANGUAGES = ("deu", "fra", "zul")
 
 
@@ -84,3 +101,21 @@ def sources(write_source):
     write_source("names", [row if n % 2 else (row[1], row[0], *row[2:]) for n, row in enumerate(pairs)])
     labels = [(f"class {n % 12} text {'abcdefghij'[n % 10]}{'xyz'[n % 3]}{s}", n % 12, s) for s in ("train", "test") for n in range(120)]
     return write_source("classes", [(text, f"{text} too", LANGUAGES[label % 3], f"label{label}", split) for text, label, split in labels])
+
+
+@pytest.fixture
+def workspace(tmp_path, sources):
+    """A workspace with a tiny real backbone and the setting `mine`, of rank 12."""
+    workspace = Workspace(tmp_path)
+    workspace.params_file.parent.mkdir()
+    workspace.params_file.write_text(PARAMS)
+    workspace.tokenizer.mkdir()
+    tokenizer = train_tokenizer([[f"what is {n}? {n} is this thing" for n in range(200)]], vocab_size=300)
+    save_tokenizer(tokenizer, workspace.tokenizer, special_tokens={"eos_token": EOS, "pad_token": PAD}, max_length=16)
+    write_manifest(workspace.tokenizer, stage="tokenizer", params={})
+    for seed, (out, rank) in enumerate(((workspace.backbone, None), (workspace.models / "mine", 12))):
+        out.mkdir(parents=True)
+        model = tiny_qwen3(seed=seed, vocab_size=tokenizer.get_vocab_size())
+        write_checkpoint(out, Network(model, rank=rank), tokenizer_folder=workspace.tokenizer, details={})
+        write_manifest(out, stage="test", params={})
+    return workspace

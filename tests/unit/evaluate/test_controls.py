@@ -7,7 +7,7 @@ from mlembed_core.config.evaluate import LocalSuite
 from mlembed_core.data.tokenize import token_ids, train_tokenizer
 from mlembed_core.errors import DataError
 from mlembed_core.evaluate.controls import SparseVectors, TfidfEncoder, TokenBudget, lexical_contestants, train_texts, words
-from mlembed_core.evaluate.scoring import score_suite, summary
+from mlembed_core.evaluate.scoring import Loaded, score_suite, summary
 from mlembed_core.evaluate.suites import suite_tasks
 
 TEXTS = ["parse the HTTPHeader", "two words", "ünïcödé 🦉 owl, and a very long tail of words that nobody reads", "Noé　ﬁnds", ""]
@@ -65,7 +65,7 @@ def rows(sources, tokenizer):
     tasks = suite_tasks("tiny", SUITE, sources=sources)
     budget = TokenBudget(tokenizer, 40)
     contestants = lexical_contestants(budget, train_texts(sources / name for name in ("answers", "names", "classes")))
-    return score_suite("tiny", tasks, contestants, num_threads=1).rows
+    return score_suite("tiny", Loaded(tasks, contestants), num_threads=1).rows
 
 
 def test_numbers_in_common_are_found(rows):

@@ -12,7 +12,7 @@ from mlembed_core.config.grid import Shape, Submodel
 from mlembed_core.errors import EvaluationError, SubmodelError
 from mlembed_core.evaluate.costs import submodel_costs
 from mlembed_core.evaluate.encoder import StateStore, SubmodelEncoder
-from mlembed_core.evaluate.scoring import resolve_submodels, score_suite, submodel_contestants, summary, write_summary, write_table
+from mlembed_core.evaluate.scoring import Loaded, resolve_submodels, score_suite, submodel_contestants, summary, write_summary, write_table
 from mlembed_core.evaluate.suites import suite_tasks
 
 FULL, DEEP_CUT, NARROW, THIN = Submodel(3, 32, 16), Submodel(1, 32, 16), Submodel(3, 8, 16), Submodel(2, 16, 4)
@@ -37,7 +37,7 @@ def tasks(sources):
 def score(tasks, encoder, submodels=SUBMODELS, **more):
     store = StateStore(encoder, submodels, batch_tokens=64)
     contestants = submodel_contestants(encoder, store, submodels, setting="mine", revision="abc", instructions=False)
-    return score_suite("tiny", tasks, contestants, num_threads=1, after_task=store.clear, **more)
+    return score_suite("tiny", Loaded(tasks, contestants, store.clear), num_threads=1, **more)
 
 
 def main_scores(scores):

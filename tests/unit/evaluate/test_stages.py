@@ -7,49 +7,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mlembed_core.artifacts import Workspace, write_manifest
 from mlembed_core.config.grid import Submodel
-from mlembed_core.data.tokenize import EOS, PAD, save_tokenizer, train_tokenizer
 from mlembed_core.errors import ArtifactError, ConfigError, DataError, SubmodelError
-from mlembed_core.model.checkpoint import write_checkpoint
 from mlembed_core.model.encoder import Encoder
-from mlembed_core.model.network import Network
 from mlembed_core.stages import control, evaluate
-from tests.tiny import tiny_qwen3
-
-PARAMS = """
-evaluation:
-  num_threads: 1
-  batch_tokens: 128
-  submodels: [{}, {layers: 1, dim: 8, rank: 4}]
-suites:
-  small:
-    type: local
-    tasks:
-      Answers: {type: retrieval, source: answers, max_queries: 20}
-      Names: {type: bitext_mining, source: names}
-      Classes: {type: classification, source: classes}
-"""
-
 
 pytestmark = pytest.mark.usefixtures("environment_stays")
-
-
-@pytest.fixture
-def workspace(tmp_path, sources):
-    workspace = Workspace(tmp_path)
-    workspace.params_file.parent.mkdir()
-    workspace.params_file.write_text(PARAMS)
-    workspace.tokenizer.mkdir()
-    tokenizer = train_tokenizer([[f"what is {n}? {n} is this thing" for n in range(200)]], vocab_size=300)
-    save_tokenizer(tokenizer, workspace.tokenizer, special_tokens={"eos_token": EOS, "pad_token": PAD}, max_length=16)
-    write_manifest(workspace.tokenizer, stage="tokenizer", params={})
-    for seed, (out, rank) in enumerate(((workspace.backbone, None), (workspace.models / "mine", 12))):
-        out.mkdir(parents=True)
-        model = tiny_qwen3(seed=seed, vocab_size=tokenizer.get_vocab_size())
-        write_checkpoint(out, Network(model, rank=rank), tokenizer_folder=workspace.tokenizer, details={})
-        write_manifest(out, stage="test", params={})
-    return workspace
 
 
 def test_scores_of_a_setting(workspace):
@@ -83,6 +46,65 @@ def test_the_same_inputs_give_the_same_bytes(workspace):
     assert str(workspace.root).encode() not in outs[0][0]
 
 
+@pytest.mark.parametrize("stage", ["evaluate", "control"])
+def test_a_killed_stage_goes_on_with_the_next_task_and_writes_the_same_bytes(workspace, stage, monkeypatch):
+    run = (lambda: evaluate.run(workspace, "mine", "small")) if stage == "evaluate" else (lambda: control.run(workspace, "small"))
+    path = workspace.scores / ("mine" if stage == "evaluate" else "controls") / "small.parquet"
+    run()
+    whole = path.read_bytes()
+    path.unlink()
+    from mlembed_core.evaluate import scoring
+
+    loaded, load = [], scoring._load
+
+    def stops_at_the_third(task):
+        loaded.append(task.metadata.name)
+        if len(loaded) == 3:
+            raise KeyboardInterrupt
+        load(task)
+
+    monkeypatch.setattr(scoring, "_load", stops_at_the_third)
+    with pytest.raises(KeyboardInterrupt):
+        run()
+    assert not path.exists()
+    run()
+    assert loaded == ["Answers", "Names", "Classes", "Classes"]  # the finished two are not scored again
+    assert path.read_bytes() == whole
+    assert not any(workspace.evaluations.iterdir())
+
+
+def test_two_processes_write_the_same_bytes(workspace, monkeypatch):
+    evaluate.run(workspace, "mine", "small")
+    path = workspace.scores / "mine" / "small.parquet"
+    whole = path.read_bytes()
+    path.unlink()
+    monkeypatch.setenv("MLEMBED_PROCESSES", "2")
+    evaluate.run(workspace, "mine", "small")
+    assert path.read_bytes() == whole
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_ray_cluster_writes_the_same_bytes_although_a_node_dies(workspace, ray_cluster, monkeypatch):
+    import threading
+
+    monkeypatch.delenv("MLEMBED_RAY")
+    whole = []
+    for stage in (lambda: evaluate.run(workspace, "mine", "small"), lambda: control.run(workspace, "small")):
+        stage()
+        whole += [path.read_bytes() for path in sorted(workspace.scores.glob("*/small.*"))]
+    monkeypatch.setenv("MLEMBED_RAY", ray_cluster.address)
+    second = ray_cluster.add_node(num_cpus=1, object_store_memory=10**8)
+    killer = threading.Timer(12.0, ray_cluster.remove_node, [second], {"allow_graceful": False})  # while mteb is being imported there
+    killer.start()
+    again = []
+    for stage in (lambda: evaluate.run(workspace, "mine", "small"), lambda: control.run(workspace, "small")):
+        stage()
+        again += [path.read_bytes() for path in sorted(workspace.scores.glob("*/small.*"))]
+    killer.join()
+    assert again[-4:] == whole[-4:]
+
+
 @pytest.mark.parametrize("cut", [{}, {"layers": 1, "dim": 8, "rank": 4}, {"rank": 5}])
 def test_vectors_equal_those_of_an_encoder_opened_at_the_cut(workspace, cut):
     from mlembed_core.evaluate.encoder import StateStore
@@ -102,10 +124,11 @@ def test_faults_are_named_and_leave_the_scores(workspace):
         evaluate.run(workspace, "mine", "smal")
     with pytest.raises(ArtifactError, match="'mien' is not trained \\(trained are: mine\\)"):
         evaluate.run(workspace, "mien", "small")
-    workspace.params_file.write_text(PARAMS.replace("rank: 4", "rank: 13"))
+    params = workspace.params_file.read_text()
+    workspace.params_file.write_text(params.replace("rank: 4", "rank: 13"))
     with pytest.raises(SubmodelError, match=r"evaluation.submodels\[1\] and .*mine: rank=13 is out of range"):
         evaluate.run(workspace, "mine", "small")
-    workspace.params_file.write_text(PARAMS.replace("source: names", "source: nemas"))
+    workspace.params_file.write_text(params.replace("source: names", "source: nemas"))
     with pytest.raises(ArtifactError, match="mlembed source nemas"):
         evaluate.run(workspace, "mine", "small")
     assert (workspace.scores / "mine" / "small.parquet").read_bytes() == before
@@ -114,7 +137,7 @@ def test_faults_are_named_and_leave_the_scores(workspace):
 
 def test_a_source_without_test_rows_stops_before_the_model_is_read(workspace, write_source):
     write_source("mine", [("q", "p", None, None, "train")])
-    workspace.params_file.write_text(PARAMS.replace("source: answers", "source: mine"))
+    workspace.params_file.write_text(workspace.params_file.read_text().replace("source: answers", "source: mine"))
     (workspace.models / "mine" / "model.safetensors").write_bytes(b"damaged")
     with pytest.raises(DataError, match="suites.small.tasks.Answers"):
         evaluate.run(workspace, "mine", "small")

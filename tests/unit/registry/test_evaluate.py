@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pandas as pd
@@ -16,6 +13,7 @@ from mlembed_core.artifacts import Workspace, write_json
 from mlembed_core.config.evaluate import SubmodelParams
 from mlembed_core.errors import ArtifactError, ConfigError, MachineError
 from mlembed_core.registry.evaluate import evaluate_model, find_suite, prefetch
+from tests.mini_hub import mini_hub
 from tests.tiny import tiny_qwen3
 
 REPOSITORY = Path(__file__).parents[3]
@@ -190,54 +188,15 @@ def contents(folder):
     return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-class Hub(BaseHTTPRequestHandler):
-    """The part of the hub's interface that a download of a dataset uses, over a mirror."""
-
-    root: Path
-
-    def do_GET(self, *, head=False):
-        path = self.path.split("?")[0]
-        if path.startswith("/api/datasets/"):
-            repo, _, revision = re.sub("/(revision|tree)/", "@", path.removeprefix("/api/datasets/")).partition("@")
-            folder = self.root / repo / revision
-            files = {file.relative_to(folder).as_posix(): file.stat().st_size for file in sorted(folder.rglob("*")) if file.is_file()}
-            if "/tree/" in path:
-                found = [{"type": "file", "path": name, "size": size, "oid": "0" * 40} for name, size in files.items()]
-            else:
-                found = {"id": repo, "sha": revision, "siblings": [{"rfilename": name} for name in files]}
-            return self.answer(json.dumps(found).encode() if files else None, "", head)
-        repo, _, rest = path.removeprefix("/datasets/").partition("/resolve/")
-        file = self.root / repo / rest
-        return self.answer(file.read_bytes() if file.is_file() else None, rest.split("/")[0], head)
-
-    def do_HEAD(self):
-        self.do_GET(head=True)
-
-    def answer(self, body, commit, head):
-        self.send_response(200 if body is not None else 404)
-        self.send_header("Content-Length", str(len(body or b"")))
-        self.send_header("ETag", f'"{hash(body)}"')
-        self.send_header("X-Repo-Commit", commit)
-        self.end_headers()
-        if not head and body:
-            self.wfile.write(body)
-
-    def log_message(self, *_):
-        pass
-
-
 def test_a_dataset_is_fetched_whole_or_not_at_all(mirror, tmp_path, monkeypatch):
     from huggingface_hub import constants
 
-    from mlembed_core.evaluate.mirror import HubDataset, datasets_of, fetch
+    from mlembed_core.evaluate.mirror import datasets_of
     from mlembed_core.evaluate.suites import mteb_tasks
+    from mlembed_core.mirror import HubDataset, fetch
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    Hub.root = mirror
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        endpoint = f"http://127.0.0.1:{server.server_port}"
+    with mini_hub(mirror) as endpoint:
         (dataset,) = datasets_of(mteb_tasks("x", find_suite("SciFact", None)[1]))
         target = fetch(dataset, tmp_path / "to", endpoint=endpoint)
         there, here = contents(dataset.folder(mirror)), contents(target)
@@ -247,6 +206,3 @@ def test_a_dataset_is_fetched_whole_or_not_at_all(mirror, tmp_path, monkeypatch)
         with pytest.raises(MachineError, match=f"no/such@{'0' * 40} cannot be fetched"):
             fetch(absent, tmp_path / "to", endpoint=endpoint)
         assert not list((tmp_path / "to" / "no").rglob("*.*"))
-    finally:
-        server.shutdown()
-        server.server_close()

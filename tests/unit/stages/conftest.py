@@ -37,7 +37,7 @@ class TextWorkspace:
         folder.mkdir(parents=True, exist_ok=True)
         with RowWriter(folder, num_negatives) as writer:
             writer.write(to_table(rows, num_negatives))
-        write_manifest(folder, stage=f"source@{name}", params={}, counts=writer.counts())
+        write_manifest(folder, stage=f"source@{name}", params={}, counts=writer.counts(), details={"licences": []})
         origin = {"type": "local", "files": ["unused.parquet"]}
         source = {"kind": "retrieval", "origin": origin, "num_negatives": num_negatives} | params
         self.set("sources", self.params["sources"] | {name: source})

@@ -63,10 +63,14 @@ def test_a_local_source_counts_what_it_dropped_and_names_its_files(tmp_path: Pat
         "rows_test": 0,
         "rows_unsplit": 2,
         "languages": 1,
+        "dropped_broken_unicode": 0,
         "dropped_empty_query": 1,
         "dropped_empty_passage": 0,
+        "dropped_too_long": 0,
         "dropped_query_equals_passage": 0,
         "dropped_passage_among_negatives": 0,
+        "dropped_duplicate": 0,
+        "kept_too_few_negatives": 0,
     }
     assert manifest["details"]["languages"] == ["fra"]
     assert manifest["details"]["licences"] == ["CC-BY-4.0"]
@@ -119,5 +123,57 @@ def test_a_builder_that_makes_forbidden_rows_is_a_bug_that_stops_here(tmp_path: 
     bad = Built([Row("same", "same", [], None, None, "train")], [])
     monkeypatch.setitem(embedded.BUILDERS, "python_topics", lambda *_: bad)
     workspace = workspace_with(tmp_path, topics={"kind": "retrieval", "origin": {"type": "embedded", "builder": "python_topics"}})
-    with pytest.raises(DataError, match=r"'python_topics' made rows that the recipe forbids: \{'dropped_query_equals_passage': 1\}"):
+    with pytest.raises(DataError, match=r"the builder 'python_topics': 1 of 1 rows fail the check query_equals_passage.*is a bug"):
         source.run(workspace, "topics")
+
+
+REVISION = "7" * 40
+
+
+@pytest.fixture
+def hub_mirror(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A mirror with one file of a dataset, and no hub."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hf"))
+    monkeypatch.setenv("MLEMBED_DATASETS", str(tmp_path / "mirror"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    folder = tmp_path / "mirror" / "team" / "pairs" / REVISION
+    folder.mkdir(parents=True)
+    (folder / "README.md").write_text("---\nlicense: mit\n---\n")
+    pq.write_table(pa.table({"query": ["q1", "q2", "q1"], "passage": ["p1", "p2", "p1"]}), folder / "deu-eng.parquet")
+    return folder
+
+
+def hub(*files: Any) -> dict[str, Any]:
+    return {"kind": "retrieval", "num_negatives": 0, "origin": {"type": "hub", "repo": "team/pairs", "files": list(files)}}
+
+
+def test_a_hub_source_s_manifest_holds_the_revision_and_licence_that_it_was_made_of(tmp_path: Path, hub_mirror: Path) -> None:
+    workspace = workspace_with(tmp_path, mine=hub({"path": "*.parquet", "languages": ["deu", "eng"]}))
+    source.run(workspace, "mine")
+    manifest = read_manifest(workspace.sources / "mine")
+    assert manifest["details"]["hub"] == {"repo": "team/pairs", "revision": REVISION}
+    assert manifest["params"]["origin"]["revision"] is None
+    assert manifest["details"]["licences"] == ["mit"]
+    assert manifest["details"]["languages"] == []  # no row names one
+    assert manifest["details"]["declared_languages"] == ["deu", "eng"]
+    assert [part["name"] for part in manifest["details"]["provenance"]] == ["deu-eng.parquet"]
+    assert manifest["counts"]["dropped_duplicate"] == 1
+    assert str(tmp_path) not in (workspace.sources / "mine" / "manifest.json").read_text(encoding="utf-8")
+
+
+def test_prefetch_tells_of_all_sources_what_is_where_and_what_is_missing(tmp_path: Path, hub_mirror: Path) -> None:
+    workspace = workspace_with(
+        tmp_path, here=hub("deu-eng.parquet"), absent=hub("fra.parquet"), also=hub("spa.parquet"), local={**hub(), "origin": LOCAL}
+    )
+    assert list(source.prefetch(workspace, only_list=True)) == [
+        ("here", str(hub_mirror), False),
+        ("absent", "missing", False),
+        ("also", "missing", False),
+    ]
+    with pytest.raises(
+        MachineError, match=r"2 source\(s\) are missing still: absent, also\. The first of them:\nsources\.absent: files of"
+    ):
+        list(source.prefetch(workspace))
