@@ -9,8 +9,19 @@ from mlembed_core.config.base import Name, Section
 from mlembed_core.config.evaluate import EvaluationParams, Suites
 from mlembed_core.config.load import load
 from mlembed_core.config.settings import Settings
-from mlembed_core.evaluate.report import page, pictures
-from mlembed_core.evaluate.report.read import Curve, read_loss_curve, read_model_facts, read_scores, read_validation_curve
+from mlembed_core.evaluate.report import page, pictures, wording
+from mlembed_core.evaluate.report.certainty import compare_settings
+from mlembed_core.evaluate.report.languages import by_language, by_script, shown_systems
+from mlembed_core.evaluate.report.published import published_on
+from mlembed_core.evaluate.report.read import (
+    Curve,
+    read_answers,
+    read_language_scores,
+    read_loss_curve,
+    read_model_facts,
+    read_scores,
+    read_validation_curve,
+)
 from mlembed_core.evaluate.report.summarise import Report, SuiteSummary, summarise_suite, summarise_training
 from mlembed_core.progress import track
 
@@ -83,16 +94,27 @@ def compare(workspace: Workspace, config: Config, curves: Mapping[str, tuple[Cur
 
 
 def _suite(workspace: Workspace, config: Config, suite: str) -> SuiteSummary:
-    origin = {setting: workspace.scores / setting / f"{suite}.parquet" for setting in (*config.settings, "controls")}
-    return summarise_suite(
+    made_by = {setting: f"mlembed evaluate {setting} {suite}" for setting in config.settings} | {"controls": f"mlembed control {suite}"}
+    origin = {name: workspace.scores / name / f"{suite}.parquet" for name in made_by}
+    found = summarise_suite(
         suite,
         config.suites,
         config.evaluation,
         models={setting: read_model_facts(workspace.models / setting) for setting in config.settings},
         scores={
-            setting: read_scores(origin[setting], suite=suite, setting=setting, made_by=f"mlembed evaluate {setting} {suite}")
-            for setting in config.settings
+            setting: read_scores(origin[setting], suite=suite, setting=setting, made_by=made_by[setting]) for setting in config.settings
         },
-        controls=read_scores(origin["controls"], suite=suite, made_by=f"mlembed control {suite}"),
+        controls=read_scores(origin["controls"], suite=suite, made_by=made_by["controls"]),
         origin=origin,
+    )
+    answers = {key: value for name, path in origin.items() for key, value in read_answers(path, made_by=made_by[name]).items()}
+    spoken = {key: value for name, path in origin.items() for key, value in read_language_scores(path, made_by=made_by[name]).items()}
+    systems = shown_systems(found, wording.KEPT_SHARE)
+    return found.model_copy(
+        update={
+            "comparisons": compare_settings(found, answers),
+            "languages": by_language(systems, spoken),
+            "scripts": by_script(systems, spoken),
+            "published": published_on(found),
+        }
     )
