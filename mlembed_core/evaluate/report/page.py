@@ -263,9 +263,9 @@ def _published_table(suite: SuiteSummary) -> dict[str, Any] | None:
         return None
     ours = {f"{setting.name}, uncut": setting.submodel(setting.reference).average for setting in suite.settings}
     theirs = {f"F2LLM-v2 {model}": score / 100 for model, score in zip(published().models, suite.published.scores, strict=True)}
-    rows = [{"name": name, "score": value, "ours": name in ours} for name, value in {**ours, **theirs}.items()]
+    highest_first = sorted({**ours, **theirs}.items(), key=lambda item: -item[1])
     return {
-        "rows": [row | {"text": wording.score(row["score"])} for row in sorted(rows, key=lambda row: -row["score"])],
+        "rows": [{"name": name, "text": wording.score(value), "ours": name in ours} for name, value in highest_first],
         "source": published().source,
         "tasks": suite.published.tasks,
         "same": suite.published.tasks == len(suite.tasks),
