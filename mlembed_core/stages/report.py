@@ -46,11 +46,7 @@ def run(workspace: Workspace) -> None:
     config = load(workspace.params_file, Config)
     curves = read_curves(workspace, config)
     report = compare(workspace, config, curves)
-    models = {f"models/{setting}": workspace.models / setting for setting in config.settings}
-    hashes = {name: manifest_hash(folder) for name, folder in models.items()}
-    tables = [f"{setting}/{suite}.parquet" for suite in config.suites for setting in (*config.settings, "controls")]
-    scores = {f"scores/{table}": sha256_file(workspace.scores / table) for table in tables}
-
+    hashes = hashes_of(workspace, config)
     with writing(workspace, workspace.reports) as draft:
         write_json(draft / REPORT_FILE, report.to_json())
         files = {
@@ -60,20 +56,27 @@ def run(workspace: Workspace) -> None:
         }
         for name, picture in track(files.items(), description="Pictures", total=len(files), unit="files"):
             (draft / name).write_bytes(pictures.png(picture))
-        (draft / "index.html").write_text(page.render(report, curves, hashes | scores), encoding="utf-8")
+        (draft / "index.html").write_text(page.render(report, curves, hashes), encoding="utf-8")
         write_manifest(
             draft,
             stage="report",
             params=config.model_dump(mode="json"),
-            inputs=models,
+            inputs={f"models/{setting}": workspace.models / setting for setting in config.settings},
             counts={
                 "settings": len(config.settings),
                 "suites": len(report.suites),
                 "submodels": len(report.suites[0].submodels),
                 "tasks": sum(len(suite.tasks) for suite in report.suites),
             },
-            details={"scores": scores},
+            details={"scores": {name: digest for name, digest in hashes.items() if name.startswith("scores/")}},
         )
+
+
+def hashes_of(workspace: Workspace, config: Config) -> dict[str, str]:
+    """What the report is made from: the models' manifests and the score tables, by name."""
+    models = {f"models/{setting}": manifest_hash(workspace.models / setting) for setting in config.settings}
+    tables = [f"{setting}/{suite}.parquet" for suite in config.suites for setting in (*config.settings, "controls")]
+    return models | {f"scores/{table}": sha256_file(workspace.scores / table) for table in tables}
 
 
 def read_curves(workspace: Workspace, config: Config) -> dict[str, tuple[Curve, Curve]]:

@@ -34,12 +34,18 @@ TEMPLATE = Path(__file__).parent / "template.html.jinja"
 MAX_TASK_COLUMNS = 8  # of the table of submodels; suites with more tasks show averages per task type there
 
 
-def render(report: Report, curves: Mapping[str, tuple[Curve, Curve]], hashes: Mapping[str, str]) -> str:
+def render(
+    report: Report,
+    curves: Mapping[str, tuple[Curve, Curve]],
+    hashes: Mapping[str, str],
+    latency: Mapping[str, Any] | None = None,
+) -> str:
     """The page.
 
     Args:
         curves: (training, validation) loss per setting.
         hashes: what the report was made from, by name: shown so that two reports can be told apart.
+        latency: what `mlembed latency` measured (machine, rows); None in the stage's out, which holds nothing measured.
     """
     environment = Environment(
         loader=FileSystemLoader(TEMPLATE.parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -49,6 +55,7 @@ def render(report: Report, curves: Mapping[str, tuple[Curve, Curve]], hashes: Ma
         suites=[_suite(suite, number) for number, suite in enumerate(report.suites)],
         losses=_picture(pictures.losses(curves), "losses", "Training and validation loss by step"),
         elsewhere=_elsewhere(report),
+        latency=None if latency is None else _latency(report, latency),
         training=_training(report),
         validated=any(item.validation_loss is not None for item in report.training),
         hashes=hashes,
@@ -282,6 +289,20 @@ def _elsewhere(report: Report) -> dict[str, Any]:
         if item.benchmark not in here
     ]
     return {"source": found.source, "models": found.models, "rows": rows}
+
+
+def _latency(report: Report, latency: Mapping[str, Any]) -> dict[str, Any]:
+    """A row per measured submodel, beside what it scores on the first suite."""
+    suite = report.suites[0]
+    known = {
+        (item.setting, item.name): (index, setting, item) for index, setting in enumerate(suite.settings) for item in setting.submodels
+    }
+    rows = []
+    for row in latency["rows"]:
+        index, setting, item = known[row["setting"], row["submodel"]]
+        cells = [wording.score(item.average), f"{row['one_ms']:.1f} ms", f"{row['slow_ms']:.1f} ms", f"{row['texts_per_second']:,.0f}"]
+        rows.append({"cut": wording.cut(item, setting.shape), "setting": setting.name, "colour": _colour(index), "cells": cells})
+    return {"machine": ", ".join(f"{key} {value}" for key, value in latency["machine"].items()), "suite": suite.name, "rows": rows}
 
 
 def _colour(index: int) -> int:
