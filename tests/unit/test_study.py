@@ -54,7 +54,7 @@ def test_it_goes_on_where_it_was(workspace: Workspace, monkeypatch: pytest.Monke
             setting = line[4] if line[3] == "evaluate" else "controls"
             path = cwd / "scores" / setting / f"{study.SUITE}.json"
             path.parent.mkdir(parents=True)
-            path.write_text(json.dumps({"cut": {"average": 0.5 + len(setting) / 100 + int(cwd.name[-1]) / 1000}}))
+            path.write_text(json.dumps({"cut": {"average": 0.5 + len(setting) / 100 + int(cwd.name[-1]) / 100}}))
         return SimpleNamespace(returncode=0)
 
     monkeypatch.setattr(subprocess, "run", command)
@@ -74,8 +74,8 @@ def test_it_goes_on_where_it_was(workspace: Workspace, monkeypatch: pytest.Monke
     assert called == []
 
     found = run.found([17, 18])
-    assert found["3d cut"]["average"] == pytest.approx([0.527, 0.528])
-    assert "| cut | 0.588 (0.587 … 0.588) |" in study.averages(found, ["baseline", "3d"])
+    assert found["3d cut"]["average"] == pytest.approx([0.59, 0.60])
+    assert "| cut | 0.655 (0.650 … 0.660) | 0.595 (0.590 … 0.600) |" in study.averages(found, ["baseline", "3d"])
     assert "| cut | -0.060 (-0.060 … -0.060) |" in study.differences(found, ["baseline", "3d"])
     assert run.found([19]) == {}
     # Another number of steps is another study.
