@@ -566,6 +566,18 @@ def choose(
     _tell(done, as_json=as_json)
 
 
+@app.command(rich_help_panel=PEOPLE)
+def latency(
+    every: Annotated[bool, typer.Option("--all", help="every submodel of the report (default: uncut ones and Pareto lines)")] = False,
+    threads: Annotated[int, typer.Option("--threads", min=1, help="CPU threads that compute")] = 1,
+    as_json: JsonOption = False,
+) -> None:
+    """Time the report's submodels on this machine, and write its page once more with the figures."""
+    from mlembed_core.latency import measure
+
+    _tell(measure(_workspace(), every=every, num_threads=threads), as_json=as_json)
+
+
 def _show_budget(preset: str, rows: int | None, *, as_json: bool) -> None:
     from mlembed_core.budget import SPLIT_OVER, estimate
     from mlembed_core.config.presets import read

@@ -9,8 +9,19 @@ from mlembed_core.config.base import Name, Section
 from mlembed_core.config.evaluate import EvaluationParams, Suites
 from mlembed_core.config.load import load
 from mlembed_core.config.settings import Settings
-from mlembed_core.evaluate.report import page, pictures
-from mlembed_core.evaluate.report.read import Curve, read_loss_curve, read_model_facts, read_scores, read_validation_curve
+from mlembed_core.evaluate.report import page, pictures, wording
+from mlembed_core.evaluate.report.certainty import compare_settings
+from mlembed_core.evaluate.report.languages import by_language, by_script, shown_systems
+from mlembed_core.evaluate.report.published import published_on
+from mlembed_core.evaluate.report.read import (
+    Curve,
+    read_answers,
+    read_language_scores,
+    read_loss_curve,
+    read_model_facts,
+    read_scores,
+    read_validation_curve,
+)
 from mlembed_core.evaluate.report.summarise import Report, SuiteSummary, summarise_suite, summarise_training
 from mlembed_core.progress import track
 
@@ -35,11 +46,7 @@ def run(workspace: Workspace) -> None:
     config = load(workspace.params_file, Config)
     curves = read_curves(workspace, config)
     report = compare(workspace, config, curves)
-    models = {f"models/{setting}": workspace.models / setting for setting in config.settings}
-    hashes = {name: manifest_hash(folder) for name, folder in models.items()}
-    tables = [f"{setting}/{suite}.parquet" for suite in config.suites for setting in (*config.settings, "controls")]
-    scores = {f"scores/{table}": sha256_file(workspace.scores / table) for table in tables}
-
+    hashes = hashes_of(workspace, config)
     with writing(workspace, workspace.reports) as draft:
         write_json(draft / REPORT_FILE, report.to_json())
         files = {
@@ -49,20 +56,27 @@ def run(workspace: Workspace) -> None:
         }
         for name, picture in track(files.items(), description="Pictures", total=len(files), unit="files"):
             (draft / name).write_bytes(pictures.png(picture))
-        (draft / "index.html").write_text(page.render(report, curves, hashes | scores), encoding="utf-8")
+        (draft / "index.html").write_text(page.render(report, curves, hashes), encoding="utf-8")
         write_manifest(
             draft,
             stage="report",
             params=config.model_dump(mode="json"),
-            inputs=models,
+            inputs={f"models/{setting}": workspace.models / setting for setting in config.settings},
             counts={
                 "settings": len(config.settings),
                 "suites": len(report.suites),
                 "submodels": len(report.suites[0].submodels),
                 "tasks": sum(len(suite.tasks) for suite in report.suites),
             },
-            details={"scores": scores},
+            details={"scores": {name: digest for name, digest in hashes.items() if name.startswith("scores/")}},
         )
+
+
+def hashes_of(workspace: Workspace, config: Config) -> dict[str, str]:
+    """What the report is made from: the models' manifests and the score tables, by name."""
+    models = {f"models/{setting}": manifest_hash(workspace.models / setting) for setting in config.settings}
+    tables = [f"{setting}/{suite}.parquet" for suite in config.suites for setting in (*config.settings, "controls")]
+    return models | {f"scores/{table}": sha256_file(workspace.scores / table) for table in tables}
 
 
 def read_curves(workspace: Workspace, config: Config) -> dict[str, tuple[Curve, Curve]]:
@@ -83,16 +97,27 @@ def compare(workspace: Workspace, config: Config, curves: Mapping[str, tuple[Cur
 
 
 def _suite(workspace: Workspace, config: Config, suite: str) -> SuiteSummary:
-    origin = {setting: workspace.scores / setting / f"{suite}.parquet" for setting in (*config.settings, "controls")}
-    return summarise_suite(
+    made_by = {setting: f"mlembed evaluate {setting} {suite}" for setting in config.settings} | {"controls": f"mlembed control {suite}"}
+    origin = {name: workspace.scores / name / f"{suite}.parquet" for name in made_by}
+    found = summarise_suite(
         suite,
         config.suites,
         config.evaluation,
         models={setting: read_model_facts(workspace.models / setting) for setting in config.settings},
         scores={
-            setting: read_scores(origin[setting], suite=suite, setting=setting, made_by=f"mlembed evaluate {setting} {suite}")
-            for setting in config.settings
+            setting: read_scores(origin[setting], suite=suite, setting=setting, made_by=made_by[setting]) for setting in config.settings
         },
-        controls=read_scores(origin["controls"], suite=suite, made_by=f"mlembed control {suite}"),
+        controls=read_scores(origin["controls"], suite=suite, made_by=made_by["controls"]),
         origin=origin,
+    )
+    answers = {key: value for name, path in origin.items() for key, value in read_answers(path, made_by=made_by[name]).items()}
+    spoken = {key: value for name, path in origin.items() for key, value in read_language_scores(path, made_by=made_by[name]).items()}
+    systems = shown_systems(found, wording.KEPT_SHARE)
+    return found.model_copy(
+        update={
+            "comparisons": compare_settings(found, answers),
+            "languages": by_language(systems, spoken),
+            "scripts": by_script(systems, spoken),
+            "published": published_on(found),
+        }
     )

@@ -17,7 +17,7 @@ from ruamel.yaml import YAML
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = "mlembed_core"
 # Files that a stage reads without importing them.
-DATA_OF = {"mlembed_core.evaluate.report": ["*.jinja", "*.html"], "mlembed_core.data.card": ["card.html.jinja"]}
+DATA_OF = {"mlembed_core.evaluate.report": ["*.jinja", "*.html", "*.json"], "mlembed_core.data.card": ["card.html.jinja"]}
 
 
 def stages_in(dvc_yaml: dict[str, Any]) -> dict[str, dict[str, Any]]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mlembed_core.errors import SubmodelError
-from mlembed_core.evaluate.report.summarise import Report, SubmodelSummary, SuiteSummary, best_submodel
+from mlembed_core.evaluate.report.summarise import Report, SubmodelSummary, SuiteSummary, best_submodel, good_enough, smallest
 
 MEGABYTE = 1_000_000
 
@@ -64,16 +64,12 @@ def choose(report: Report, limits: Limits, *, suite: str | None = None) -> Choic
     if not members:
         known = ", ".join(setting.name for setting in scored.settings)
         raise SubmodelError(f"the report has no setting {limits.setting!r} on {scored.name}; it has {known}")
+    good = members if limits.min_score is None else good_enough(scored, members, limits.min_score)
     small = [item for item in members if _small_enough(item, limits)]
-    enough = -float("inf") if limits.min_score is None else best - (1 - limits.min_score) * abs(best)
-    good = [item for item in members if item.average >= enough]
-    both = [item for item in small if item.average >= enough]
+    both = [item for item in small if item in good]
     if not both:
         raise SubmodelError(_nearest(small, good, members, best=best))
-    if limits.min_score is None:
-        found = min(both, key=lambda item: (-item.average, item.bytes, item.bytes_per_vector))
-    else:
-        found = min(both, key=_by_size)
+    found = _best(both) if limits.min_score is None else smallest(both)
     return Choice(scored.name, found, found.average / best if best else 1.0, _command(scored, found))
 
 
@@ -88,8 +84,8 @@ def _suite(report: Report, name: str | None) -> SuiteSummary:
     raise SubmodelError(f"{asked}; give --suite with one of: {', '.join(names)}")
 
 
-def _by_size(item: SubmodelSummary) -> tuple[int, int, float]:
-    return item.bytes, item.bytes_per_vector, -item.average
+def _best(items: list[SubmodelSummary]) -> SubmodelSummary:
+    return min(items, key=lambda item: (-item.average, item.bytes, item.bytes_per_vector))
 
 
 def _small_enough(item: SubmodelSummary, limits: Limits) -> bool:
@@ -110,9 +106,9 @@ def _nearest(small: list[SubmodelSummary], good: list[SubmodelSummary], members:
     if small:
         hints.append(f"the best of this size is {told(max(small, key=lambda item: item.average))}")
     else:
-        hints.append(f"the smallest scored is {told(min(members, key=_by_size))}")
+        hints.append(f"the smallest scored is {told(smallest(members))}")
     if good:
-        hints.append(f"the smallest that is good enough is {told(min(good, key=_by_size))}")
+        hints.append(f"the smallest that is good enough is {told(smallest(good))}")
     else:
         hints.append(f"the best scored is {told(max(members, key=lambda item: item.average))}")
     return f"no scored submodel is within these limits: {'; '.join(hints)}. Move a limit, or score more cuts (`evaluation.submodels`)."

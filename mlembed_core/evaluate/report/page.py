@@ -6,7 +6,7 @@ filters the table and links its rows to the points; without script the page read
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,13 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from mlembed_core.evaluate.report import pictures, wording
+from mlembed_core.evaluate.report.certainty import against_control
+from mlembed_core.evaluate.report.published import published
 from mlembed_core.evaluate.report.read import Curve
 from mlembed_core.evaluate.report.summarise import (
+    Comparison,
     Cost,
+    Group,
     Report,
     SettingSummary,
     SubmodelSummary,
@@ -30,12 +34,18 @@ TEMPLATE = Path(__file__).parent / "template.html.jinja"
 MAX_TASK_COLUMNS = 8  # of the table of submodels; suites with more tasks show averages per task type there
 
 
-def render(report: Report, curves: Mapping[str, tuple[Curve, Curve]], hashes: Mapping[str, str]) -> str:
+def render(
+    report: Report,
+    curves: Mapping[str, tuple[Curve, Curve]],
+    hashes: Mapping[str, str],
+    latency: Mapping[str, Any] | None = None,
+) -> str:
     """The page.
 
     Args:
         curves: (training, validation) loss per setting.
         hashes: what the report was made from, by name: shown so that two reports can be told apart.
+        latency: what `mlembed latency` measured (machine, rows); None in the stage's out, which holds nothing measured.
     """
     environment = Environment(
         loader=FileSystemLoader(TEMPLATE.parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -44,6 +54,8 @@ def render(report: Report, curves: Mapping[str, tuple[Curve, Curve]], hashes: Ma
         name=report.name,
         suites=[_suite(suite, number) for number, suite in enumerate(report.suites)],
         losses=_picture(pictures.losses(curves), "losses", "Training and validation loss by step"),
+        elsewhere=_elsewhere(report),
+        latency=None if latency is None else _latency(report, latency),
         training=_training(report),
         validated=any(item.validation_loss is not None for item in report.training),
         hashes=hashes,
@@ -90,6 +102,12 @@ def _suite(suite: SuiteSummary, number: int) -> dict[str, Any]:
         "settings": [setting.name for setting in suite.settings],
         "table": _submodel_table(suite),
         "tasks": _task_table(suite),
+        "certainty": _certainty_tables(suite),
+        "spoken": [
+            _group_table("script", suite.scripts, wording.script),
+            _group_table("language", suite.languages, wording.language),
+        ],
+        "published": _published_table(suite),
         "command": wording.search_command(small, shapes[small.setting]),
         "python": wording.load_call(small, shapes[small.setting]),
     }
@@ -144,7 +162,7 @@ def _submodel_row(
     return {
         "key": f"{setting.name}/{submodel.name}",
         "setting": setting.name,
-        "colour": index % len(pictures.SETTING_COLOURS),
+        "colour": _colour(index),
         "cut": wording.cut(submodel, setting.shape),
         "size": f"{submodel.layers:06d}{submodel.dim:06d}{submodel.rank:06d}",
         "pareto": Cost.BYTES in submodel.pareto,
@@ -177,7 +195,7 @@ def _task_table(suite: SuiteSummary) -> dict[str, Any]:
     averages = _cells([reference.average for _, reference in references], [control.average for control in controls])
     rows.append({"name": "Average", "note": "", "total": True, "cells": averages})
     heads = [
-        {"name": setting.name, "note": wording.cut(reference, setting.shape), "colour": index % len(pictures.SETTING_COLOURS)}
+        {"name": setting.name, "note": wording.cut(reference, setting.shape), "colour": _colour(index)}
         for index, (setting, reference) in enumerate(references)
     ]
     heads += [{"name": wording.control(control), "note": "control", "colour": None} for control in controls]
@@ -190,6 +208,105 @@ def _cells(ours: list[float], theirs: list[float | None]) -> list[dict[str, Any]
     return cells + [
         {"text": wording.score(value), "best": value == best, "wins": value is not None and value > max(ours)} for value in theirs
     ]
+
+
+def _certainty_tables(suite: SuiteSummary) -> dict[str, Any] | None:
+    """Differences with their intervals: of equal cuts from the first setting, and of uncut models from the controls."""
+    if not suite.comparisons:
+        return None
+    first, *others = suite.settings
+    cuts: dict[str, dict[str, Comparison]] = {}
+    for setting in others:
+        for item in suite.comparisons:
+            if (item.setting, item.against) == (setting.name, first.name):
+                cuts.setdefault(wording.cut(setting.submodel(item.submodel), setting.shape), {})[setting.name] = item
+    controls = whole_controls(suite)
+    against = {setting.name: {control.name: against_control(suite, setting, control) for control in controls} for setting in suite.settings}
+    of = suite.comparisons[0]
+    return {
+        "level": wording.percent(of.level),
+        "tasks": of.num_tasks,
+        "all_tasks": of.num_tasks == len(suite.tasks),
+        "questions": f"{of.num_questions:,}",
+        "first": first.name,
+        "others": [{"name": setting.name, "colour": _colour(index + 1)} for index, setting in enumerate(others)],
+        "cuts": [(cut, [_sure(found.get(setting.name)) for setting in others]) for cut, found in cuts.items()],
+        "controls": [wording.control(control) for control in controls],
+        "against": [
+            {
+                "name": setting.name,
+                "colour": _colour(index),
+                "cells": [_sure(against[setting.name][control.name], tasks=len(suite.tasks)) for control in controls],
+            }
+            for index, setting in enumerate(suite.settings)
+        ],
+    }
+
+
+def _sure(item: Comparison | None, tasks: int | None = None) -> dict[str, Any]:
+    """A cell: the difference, its interval, and over how many tasks where not over all."""
+    if item is None:
+        return {"text": wording.NONE, "note": "", "certain": False}
+    fewer = f", {item.num_tasks} tasks" if tasks not in (None, item.num_tasks) else ""
+    return {"text": wording.difference(item.difference), "note": wording.interval(item) + fewer, "certain": item.certain}
+
+
+def _group_table(kind: str, groups: Sequence[Group], name: Callable[[str], str]) -> dict[str, Any]:
+    """Scores by language or script, the best of a row marked."""
+    systems = list(dict.fromkeys(label for group in groups for label in group.scores))
+    rows = []
+    for group in groups:
+        best = max(group.scores.values())
+        cells = [{"text": wording.score(group.scores.get(label)), "best": group.scores.get(label) == best} for label in systems]
+        rows.append(
+            {"name": name(group.code), "code": group.code, "questions": group.num_questions, "tasks": group.num_tasks, "cells": cells}
+        )
+    return {"kind": kind, "systems": [wording.system(label) for label in systems], "rows": rows}
+
+
+def _published_table(suite: SuiteSummary) -> dict[str, Any] | None:
+    """What others report on this benchmark, our uncut models and the best beside them, highest first."""
+    if suite.published is None:
+        return None
+    ours = {f"{setting.name}, uncut": setting.submodel(setting.reference).average for setting in suite.settings}
+    theirs = {f"F2LLM-v2 {model}": score / 100 for model, score in zip(published().models, suite.published.scores, strict=True)}
+    highest_first = sorted({**ours, **theirs}.items(), key=lambda item: -item[1])
+    return {
+        "rows": [{"name": name, "text": wording.score(value), "ours": name in ours} for name, value in highest_first],
+        "source": published().source,
+        "tasks": suite.published.tasks,
+        "same": suite.published.tasks == len(suite.tasks),
+    }
+
+
+def _elsewhere(report: Report) -> dict[str, Any]:
+    """Published scores on benchmarks that this report does not hold: for orientation, not to compare with."""
+    here = {suite.benchmark for suite in report.suites}
+    found = published()
+    rows = [
+        {"name": item.title, "note": f"{item.tasks} tasks", "cells": [wording.score(score / 100) for score in item.scores]}
+        for item in found.benchmarks
+        if item.benchmark not in here
+    ]
+    return {"source": found.source, "models": found.models, "rows": rows}
+
+
+def _latency(report: Report, latency: Mapping[str, Any]) -> dict[str, Any]:
+    """A row per measured submodel, beside what it scores on the first suite."""
+    suite = report.suites[0]
+    known = {
+        (item.setting, item.name): (index, setting, item) for index, setting in enumerate(suite.settings) for item in setting.submodels
+    }
+    rows = []
+    for row in latency["rows"]:
+        index, setting, item = known[row["setting"], row["submodel"]]
+        cells = [wording.score(item.average), f"{row['one_ms']:.1f} ms", f"{row['slow_ms']:.1f} ms", f"{row['texts_per_second']:,.0f}"]
+        rows.append({"cut": wording.cut(item, setting.shape), "setting": setting.name, "colour": _colour(index), "cells": cells})
+    return {"machine": ", ".join(f"{key} {value}" for key, value in latency["machine"].items()), "suite": suite.name, "rows": rows}
+
+
+def _colour(index: int) -> int:
+    return index % len(pictures.SETTING_COLOURS)
 
 
 def _training(report: Report) -> list[dict[str, str]]:

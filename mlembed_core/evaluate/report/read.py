@@ -111,6 +111,44 @@ def read_answers(path: Path, *, made_by: str) -> dict[tuple[str, str], dict[Part
     return found
 
 
+@dataclass(frozen=True)
+class LanguageScore:
+    """What a system reaches on a task in one language and script.
+
+    Attributes:
+        count: questions behind the mean, or subsets where a task's questions were not kept.
+        single: whether these are single questions.
+    """
+
+    task: str
+    code: str  # deu-Latn
+    mean: float
+    count: int
+    single: bool
+
+
+def read_language_scores(path: Path, *, made_by: str) -> dict[tuple[str, str], list[LanguageScore]]:
+    """Scores by task and language of every system in a score table: of single questions where a task has them, else of subsets.
+
+    A subset in two languages (bitext) counts for both.
+
+    Raises:
+        ArtifactError: the file is missing, damaged or of an older format.
+    """
+    columns = ["setting", "submodel", "task", "languages", "query", "score"]
+    rows = pa.compute.field("query").is_valid() | pa.compute.field("main")
+    frame = _read(path, columns, rows, made_by).to_pandas()
+    frame["submodel"] = frame["submodel"].fillna("")
+    frame["single"] = frame["query"].notna()
+    frame = frame[frame["score"].notna() & (frame["single"] == frame.groupby(["setting", "submodel", "task"])["single"].transform("any"))]
+    frame = frame.explode("languages").dropna(subset=["languages"])
+    groups = frame.groupby(["setting", "submodel", "task", "languages", "single"], sort=False)["score"].agg(["mean", "size"])
+    found: dict[tuple[str, str], list[LanguageScore]] = {}
+    for (setting, submodel, task, code, single), mean, count in groups.itertuples(name=None):
+        found.setdefault((setting, submodel), []).append(LanguageScore(task, code, float(mean), int(count), bool(single)))
+    return found
+
+
 class _Row(NamedTuple):
     """A main row of a score table, as far as the report uses it."""
 

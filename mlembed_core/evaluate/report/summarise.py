@@ -22,7 +22,7 @@ from mlembed_core.config.grid import Shape, Submodel, resolve_submodel
 from mlembed_core.errors import ArtifactError
 from mlembed_core.evaluate.report.read import Curve, ModelFacts, ScoredModel, TaskScore
 
-REPORT_VERSION = 1
+REPORT_VERSION = 2  # 2: how sure differences are, languages and scripts, published scores
 DIGITS = 6  # of every score written down; mteb's own precision is finer than its tasks' noise
 
 
@@ -96,6 +96,53 @@ class ControlSummary(Record):
     wins: dict[str, dict[str, float]]  # setting → task or "average" → by how much the control beats the setting's reference
 
 
+class Comparison(Record):
+    """A difference of two systems' averages by single questions: paired bootstrap, stratified over tasks (see ``bootstrap.py``)."""
+
+    setting: str
+    submodel: str
+    against: str  # another setting, or a control
+    against_submodel: str | None
+    difference: float
+    low: float
+    high: float
+    p_value: float
+    level: float
+    num_tasks: int
+    num_questions: int
+
+    @property
+    def certain(self) -> bool:
+        """Whether zero lies outside the interval."""
+        return self.low > 0 or self.high < 0
+
+
+class Group(Record):
+    """The scores in one language or script."""
+
+    code: str  # ISO 639-3 or ISO 15924
+    num_questions: int  # 0 where only scores of whole subsets are known
+    num_tasks: int
+    scores: dict[str, float]  # by system, as in SuiteSummary.systems; one that lacks a task of the group is left out
+
+
+class PublishedBenchmark(Record):
+    """Means over the tasks of a benchmark, in percent, in the order of the models."""
+
+    title: str
+    benchmark: str  # mteb's name
+    tasks: int
+    scores: list[float]
+
+
+class Published(Record):
+    """What others report."""
+
+    source: str
+    models: list[str]
+    benchmarks: list[PublishedBenchmark]
+
+
 class SuiteSummary(Record):
     """All scores on one suite."""
 
@@ -105,6 +152,10 @@ class SuiteSummary(Record):
     settings: list[SettingSummary]
     controls: list[ControlSummary]
     pareto: dict[Cost, list[dict[str, str]]]  # cost → members, cheapest first, as {"setting", "submodel"}
+    comparisons: list[Comparison] = []
+    languages: list[Group] = []
+    scripts: list[Group] = []
+    published: PublishedBenchmark | None = None
 
     @property
     def submodels(self) -> list[SubmodelSummary]:
@@ -214,12 +265,18 @@ def pareto_line(submodels: Iterable[SubmodelSummary], cost: Cost) -> list[Submod
 
 def smallest_within(suite: SuiteSummary, share: float) -> SubmodelSummary:
     """Of all submodels with at least ``share`` of the best average: the one with the fewest bytes, then with the shortest vector."""
+    return smallest(good_enough(suite, suite.submodels, share))
+
+
+def good_enough(suite: SuiteSummary, submodels: Iterable[SubmodelSummary], share: float) -> list[SubmodelSummary]:
+    """Those of ``submodels`` with at least ``share`` of the suite's best average."""
     best = best_submodel(suite).average
-    enough = best - (1 - share) * abs(best)
-    return min(
-        (submodel for submodel in suite.submodels if submodel.average >= enough),
-        key=lambda item: (item.bytes, item.bytes_per_vector, -item.average),
-    )
+    return [item for item in submodels if item.average >= best - (1 - share) * abs(best)]
+
+
+def smallest(submodels: Iterable[SubmodelSummary]) -> SubmodelSummary:
+    """The one with the fewest bytes, then with the shortest vector, then with the highest average."""
+    return min(submodels, key=lambda item: (item.bytes, item.bytes_per_vector, -item.average))
 
 
 def best_submodel(suite: SuiteSummary) -> SubmodelSummary:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from mlembed_core.config.grid import Submodel
 from mlembed_core.evaluate.report.summarise import (
+    Comparison,
     ControlSummary,
     Cost,
     SettingSummary,
@@ -96,7 +97,8 @@ def findings(suite: SuiteSummary) -> list[str]:
             f"The smallest with at least {percent(KEPT_SHARE)} of that has {quantity(small.bytes, 'B')}: {small.setting}, "
             f"{cut(small, shapes[small.setting])}, average {score(small.average)}."
         )
-    sentences += [_comparison(suite.settings[0], other) for other in suite.settings[1:]]
+    for other in suite.settings[1:]:
+        sentences += [_comparison(suite.settings[0], other), _certainty(suite, other)]
     controls = whole_controls(suite)
     sentences += [_control_finding(entry, suite) for entry in controls if any(entry.wins.values())]
     losing = [_subject(entry) for entry in controls if not any(entry.wins.values())]
@@ -124,6 +126,58 @@ def _comparison(first: SettingSummary, other: SettingSummary) -> str:
         if uncut == "uncut":
             sentence += f". Uncut it is {score(theirs_full)} to {score(ours_full)}"
     return sentence + "."
+
+
+def _certainty(suite: SuiteSummary, other: SettingSummary) -> str:
+    """At how many equal cuts the difference from the first setting is more than chance."""
+    found = [item for item in suite.comparisons if item.setting == other.name and item.against == suite.settings[0].name]
+    if not found:
+        return ""
+    higher, lower = sum(item.low > 0 for item in found), sum(item.high < 0 for item in found)
+    certain = [f"{word} at {count}" for word, count in (("higher", higher), ("lower", lower)) if count]
+    return (
+        f"Question by question, {other.name} is {' and '.join(certain)} of {len(found)} equal cuts, the uncut model among them, with "
+        f"{percent(found[0].level)} confidence{_undecided(len(found) - higher - lower)}."
+        if certain
+        else f"Question by question, none of the {len(found)} differences at equal cuts is certain."
+    )
+
+
+def _undecided(count: int) -> str:
+    return f"; {count} {'is' if count == 1 else 'are'} undecided" if count else ""
+
+
+def difference(value: float) -> str:
+    """``+0.068``, with a true minus sign."""
+    return f"{value:+.3f}".replace("-", "−")
+
+
+def interval(item: Comparison) -> str:
+    """``0.053 … 0.082``."""
+    return f"{item.low:.3f} … {item.high:.3f}".replace("-", "−")
+
+
+def system(label: str) -> str:
+    """A column of the tables by language: a control by its name for people."""
+    return CONTROL_NAMES.get(label, label)
+
+
+def language(code: str) -> str:
+    """The English name of an ISO 639-3 code, the code itself where it has none."""
+    import pycountry
+
+    if code == "mul":
+        return "several languages"
+    found = pycountry.languages.get(alpha_3=code) or pycountry.language_families.get(alpha_3=code)
+    return str(found.name) if found else code
+
+
+def script(code: str) -> str:
+    """The English name of an ISO 15924 code."""
+    import pycountry
+
+    found = pycountry.scripts.get(alpha_4=code)
+    return "no script of its own" if code == "Zyyy" else str(found.name) if found else code
 
 
 def _subject(entry: ControlSummary) -> str:

@@ -195,6 +195,17 @@ def test_submodels_are_resolved_once_each_or_refused():
         resolve_submodels([SubmodelParams(), SubmodelParams(rank=17)], shape, model="models/mine")
 
 
+def test_cuts_outside_the_trained_grid_are_scored_with_a_warning(capsys):
+    from mlembed_core.model.encoder import TrainedAxes
+
+    shape = Shape(layers=3, dim=32, rank=16, vocab=100)
+    axes = TrainedAxes(mrl_dims=(8, 16, 32), mll_layers=(1, 3), mel_ranks=None)
+    cuts = [SubmodelParams(dim=8, layers=1), SubmodelParams(layers=2), SubmodelParams(dim=12), SubmodelParams(rank=4)]
+    assert len(resolve_submodels(cuts, shape, model="models/mine", axes=axes)) == 4
+    said = capsys.readouterr().err
+    assert said == "models/mine was not trained at the cuts l2-d32-r16, l3-d12-r16, l3-d32-r4; they are scored all the same\n"
+
+
 def test_costs_follow_the_shape(random):
     costs = submodel_costs(random, THIN)
     assert costs.bytes_fp32 == 4 * (4 * 132 + 2000 + 32)

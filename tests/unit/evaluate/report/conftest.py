@@ -66,8 +66,9 @@ CONTROLS: dict[str, dict[str, list[float | None]]] = {
 }
 
 
-# Of the single questions of BetaSearch around its main score, alike for all, so that differences do not vary.
-SPREAD = (-0.1, 0.05, 0.05, 0.1, -0.1)
+LANGUAGES = {"default": ["eng-Latn"], "deu-eng": ["deu-Latn", "eng-Latn"], "fra-eng": ["fra-Latn", "eng-Latn"]}
+# Of the single questions of BetaSearch: around its main score, alike for all, so that differences do not vary; and the language.
+SPREAD = ((-0.1, "eng-Latn"), (0.05, "eng-Latn"), (0.05, "rus-Cyrl"), (0.1, "rus-Cyrl"), (-0.1, "eng-Latn"))
 
 
 @dataclass
@@ -148,11 +149,15 @@ def rows_of(
                 "flops_per_token": cost[1],
                 "bytes_per_vector": cost[2],
                 "query": None,
+                "languages": LANGUAGES[subset],
             }
             rows += [row | {"metric": metric, "score": value, "main": True}, row | {"metric": "other", "score": 0.99, "main": False}]
             if task == "BetaSearch" and value is not None:
                 single = row | {"metric": metric, "main": False}
-                rows += [single | {"query": f"q{index}", "score": value + spread} for index, spread in enumerate(SPREAD)]
+                rows += [
+                    single | {"query": f"q{index}", "score": value + spread, "languages": [code]}
+                    for index, (spread, code) in enumerate(SPREAD)
+                ]
     return rows
 
 

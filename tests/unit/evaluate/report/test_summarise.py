@@ -182,8 +182,8 @@ def test_report_json_is_read_back_as_written(finished: Workspace) -> None:
     [
         ("{", "is not valid JSON"),
         ("[]", "version None"),
-        ('{"version": 99}', "version 99, this code reads 1"),
-        ('{"version": 1, "name": "a", "suites": []}', "training: Field required"),
+        ('{"version": 99}', "version 99, this code reads 2"),
+        ('{"version": 2, "name": "a", "suites": []}', "training: Field required"),
     ],
 )
 def test_a_damaged_report_is_named(tmp_path: Path, text: str, message: str) -> None:
