@@ -93,7 +93,9 @@ def source_files(context: SensorEvaluationContext) -> SensorResult | SkipReason:
     """A run for each source with files that are newer than its rows, or not those of the last look."""
     seen = json.loads(context.cursor) if context.cursor else {}
     now = {
-        name: files_of(source.origin.files, WORKSPACE) for name, source in PARAMS.sources.items() if isinstance(source.origin, LocalOrigin)
+        name: files_of([pattern.path for pattern in source.origin.patterns], WORKSPACE)
+        for name, source in PARAMS.sources.items()
+        if isinstance(source.origin, LocalOrigin)
     }
     prints = {name: fingerprint_of(files, ()) for name, files in now.items() if files}
     changed = [name for name, print_ in prints.items() if seen.get(name) != print_ and (name in seen or _is_newer(name, now[name]))]
