@@ -194,7 +194,8 @@ def params(done):
 def test_one_action_brings_everything_up_to_date(done, servers, workspace):
     assert run(done, "dvc", "status").stdout.strip() == "Data and pipelines are up to date."
     assert "Running stage" not in run(done, "dvc", "repro").stdout
-    assert (done / "dvc.lock").read_text() == (workspace / "dvc.lock").read_text()
+    # As data: the order in which stages ran is of no consequence.
+    assert read_yaml(done / "dvc.lock") == read_yaml(workspace / "dvc.lock")
     assert set(servers.stale().values()) == {"FRESH"}
     assert failed_checks(done) == set()
     assert {partition for asset, partition in servers.versions() if asset == "registered_model"} == {"baseline", "3d"}
@@ -215,7 +216,7 @@ def listening(pid):
 def test_all_servers_listen_on_loopback_only(servers):
     found = listening(servers.process.pid)
     assert len(found) >= 3  # the code server, Dagster and MLflow
-    assert {address for address, _ in found} == {"127.0.0.1"}
+    assert {address for address, _ in found} <= {"127.0.0.1", "::ffff:127.0.0.1"}
 
 
 def test_data_versions_are_dvcs_md5s(done, servers):
