@@ -18,9 +18,7 @@ import pwd
 import re
 import secrets
 import shutil
-import signal
 import subprocess
-import sys
 import tarfile
 import time
 from collections.abc import Iterator, Mapping
@@ -34,8 +32,8 @@ from dotenv import dotenv_values
 
 from assets.graph import dvc_environment
 from mlembed_core.artifacts import Workspace
-from mlembed_core.errors import ConfigError, MachineError, MlembedError
-from workflows.ui import HOST, LOOK_EVERY_S, Program, keep_running
+from mlembed_core.errors import ConfigError, MachineError
+from workflows.ui import HOST, LOOK_EVERY_S, Program, stay, telling_errors
 
 COMPOSE = "docker-compose.yml"
 DATABASES = "databases.tar"  # of a backup
@@ -373,33 +371,19 @@ def main() -> None:
     if arguments.action == "secrets":
         print_secrets()
         return
+    workspace = Workspace.find()
     if arguments.action in ("backup", "restore"):
         if arguments.folder is None:
             parser.error(f"{arguments.action} needs a folder")
-        try:
-            (backup if arguments.action == "backup" else restore)(Workspace.find(), arguments.folder)
-        except MlembedError as error:
-            print(f"mlembed: {error}", file=sys.stderr)
-            sys.exit(error.exit_code)
+        with telling_errors():
+            (backup if arguments.action == "backup" else restore)(workspace, arguments.folder)
         return
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    workspace = Workspace.find()
-    try:
-        print("starting PostgreSQL, MLflow and Dagster …", flush=True)
-        with running(workspace) as stack:
-            print(
-                f"Dagster  {stack.dagster}\nMLflow   {stack.mlflow} (with your account)\nCtrl-C stops everything; nothing is lost.",
-                flush=True,
-            )
-            with contextlib.suppress(KeyboardInterrupt):
-                keep_running(workspace, list(stack.programs.values()))
-            print("stopping …", flush=True)
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except MlembedError as error:
-        print(f"mlembed: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+
+    def told(stack: Stack) -> tuple[str, list[Program]]:
+        words = f"Dagster  {stack.dagster}\nMLflow   {stack.mlflow} (with your account)\nCtrl-C stops everything; nothing is lost."
+        return words, list(stack.programs.values())
+
+    stay(workspace, "PostgreSQL, MLflow and Dagster", running(workspace), told)
 
 
 if __name__ == "__main__":

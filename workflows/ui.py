@@ -18,8 +18,10 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from dagster import DagsterInstance, DagsterRunStatus, RunsFilter
 from dagster._core.storage.tags import GRPC_INFO_TAG
@@ -36,6 +38,7 @@ READY_TIMEOUT_S = 120.0
 LOOK_EVERY_S = 0.5
 RUNNING = [DagsterRunStatus.STARTING, DagsterRunStatus.STARTED, DagsterRunStatus.CANCELING]
 STEADY_S = 60.0  # a program that ran so long had started well
+T = TypeVar("T")
 STARTS_AT_MOST = 5  # of one program; one that dies this often has a reason, and it stands in its log
 
 
@@ -180,27 +183,53 @@ def _wait_for(ready: Callable[[], bool], program: Program) -> None:
         time.sleep(LOOK_EVERY_S)
 
 
+def stay(workspace: Workspace, what: str, opened: AbstractContextManager[T], told: Callable[[T], tuple[str, list[Program]]]) -> None:
+    """Start servers, say where they are, and look after them until Ctrl-C. Exits with the status of what went wrong.
+
+    Args:
+        what: is started, for people.
+        opened: the servers, running while its body does.
+        told: from what it gives, the words to say and the programs to look after.
+    """
+    # Also where it was started with `&` by a shell, which makes a program deaf to Ctrl-C.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        with telling_errors():
+            print(f"starting {what} …", flush=True)
+            with opened as running:
+                words, programs = told(running)
+                print(words, flush=True)
+                with contextlib.suppress(KeyboardInterrupt):
+                    keep_running(workspace, programs)
+                print("stopping …", flush=True)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+@contextlib.contextmanager
+def telling_errors() -> Iterator[None]:
+    """An error of ours in the body ends the program with its message and status."""
+    try:
+        yield
+    except MlembedError as error:
+        print(f"mlembed: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Dagster and MLflow on loopback, until Ctrl-C")
     parser.add_argument("--port", type=int, default=3000, help="Dagster's (the next free one, if it is taken)")
     parser.add_argument("--mlflow-port", type=int, default=5000, help="MLflow's (likewise)")
     arguments = parser.parse_args()
-    # Also where it was started with `&` by a shell, which makes a program deaf to Ctrl-C.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     workspace = Workspace.find()
-    try:
-        print("starting Dagster and MLflow …", flush=True)
-        with servers(workspace, dagster_port=arguments.port, mlflow_port=arguments.mlflow_port) as (dagster, mlflow, programs):
-            print(f"Dagster  {dagster}\nMLflow   {mlflow}\nCtrl-C stops both.", flush=True)
-            with contextlib.suppress(KeyboardInterrupt):
-                keep_running(workspace, programs)
-            print("stopping …", flush=True)
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except MlembedError as error:
-        print(f"mlembed: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+    opened = servers(workspace, dagster_port=arguments.port, mlflow_port=arguments.mlflow_port)
+
+    def told(running: tuple[str, str, list[Program]]) -> tuple[str, list[Program]]:
+        dagster, mlflow, programs = running
+        return f"Dagster  {dagster}\nMLflow   {mlflow}\nCtrl-C stops both.", programs
+
+    stay(workspace, "Dagster and MLflow", opened, told)
 
 
 if __name__ == "__main__":

@@ -17,12 +17,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from mlembed_core.artifacts import MANIFEST, Workspace, manifest_hash, verify_files
 from mlembed_core.errors import ArtifactError, RegistryError
 from mlembed_core.registry.client import DVC_MD5_TAG, WEIGHTS_HASH_TAG, open_registry
-from mlembed_core.registry.register import dvc_directory_md5
+from mlembed_core.registry.dvc_record import dvc_directory_md5, recorded_outs
 from mlembed_core.registry.resolve import REFERENCE, resolve
 from mlembed_core.registry.versions import find_version
 from mlembed_core.train.tracking import GIT_COMMIT_TAG, GIT_DIRTY_TAG, OUTPUT_HASH_TAG, PACKAGES_TAG, SETTING_TAG
@@ -227,7 +225,7 @@ class Store:
                 ["git", "-C", str(self._workspace.root), "show", f"{self._commit}:./dvc.lock"], capture_output=True, text=True, check=False
             )
             texts += [shown.stdout] if shown.returncode == 0 else []
-        return [_outs_of(text) for text in texts]
+        return [recorded_outs(text) for text in texts]
 
     def _cached_manifest(self, md5: str) -> bytes | None:
         """The manifest in a folder that DVC keeps, None where it has not got it."""
@@ -243,12 +241,6 @@ class Store:
 
 def _sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
-
-
-def _outs_of(lock: str) -> dict[str, str]:
-    """The base loader in C: a lock has thousands of lines."""
-    stages = (yaml.load(lock, Loader=yaml.CBaseLoader) or {}).get("stages", {})  # noqa: S506  # builds nothing but text
-    return {out["path"]: out["md5"] for stage in stages.values() for out in stage.get("outs", ()) if "md5" in out}
 
 
 def _problems(workspace: Workspace, ref: str, tags: Mapping[str, str], outs: tuple[Out, ...]) -> Iterator[str]:

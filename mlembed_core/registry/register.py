@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import json
 import math
 import time
 from collections import defaultdict
@@ -34,7 +33,7 @@ from mlembed_core.artifacts import (
     writing,
 )
 from mlembed_core.config.base import Name, Section, pick
-from mlembed_core.config.load import load, read_yaml
+from mlembed_core.config.load import load
 from mlembed_core.config.settings import Settings
 from mlembed_core.errors import ArtifactError
 from mlembed_core.registry.client import (
@@ -52,6 +51,7 @@ from mlembed_core.registry.client import (
     open_registry,
     registering,
 )
+from mlembed_core.registry.dvc_record import recorded_md5
 from mlembed_core.registry.pyfunc import mlmodel
 from mlembed_core.registry.tables import tables_of, upload_tables
 from mlembed_core.train.state_folder import drop_states
@@ -235,26 +235,6 @@ class TrainedModel:
     @property
     def axes(self) -> dict[str, Any]:
         return {key: self.facts.get(key) for key in ("shape", "mrl_dims", "mll_layers", "mel_ranks")}
-
-
-def recorded_md5(workspace: Workspace, setting: str) -> str | None:
-    """The md5 of ``models/SETTING`` in ``dvc.lock``; None where that is missing or describes other bytes than those on disk."""
-    lock = workspace.root / "dvc.lock"
-    if not lock.is_file():
-        return None
-    stage = (read_yaml(lock).get("stages") or {}).get(f"train@{setting}") or {}
-    recorded = {out["path"]: out.get("md5") for out in stage.get("outs", [])}.get(f"models/{setting}")
-    return str(recorded) if recorded is not None and recorded == dvc_directory_md5(workspace.models / setting) else None
-
-
-def dvc_directory_md5(folder: Path) -> str:
-    """The md5 that DVC gives a directory: of the JSON list of its files' md5s, by relative path (dvc-data, ``Tree``)."""
-    entries = []
-    for path in sorted((path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.relative_to(folder).parts):
-        with path.open("rb") as handle:
-            digest = hashlib.file_digest(handle, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
-        entries.append({"md5": digest, "relpath": path.relative_to(folder).as_posix()})
-    return hashlib.md5(json.dumps(entries, sort_keys=True).encode(), usedforsecurity=False).hexdigest() + ".dir"
 
 
 def _find_version(client: Any, name: str, model: TrainedModel) -> Any | None:

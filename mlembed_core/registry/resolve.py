@@ -17,6 +17,7 @@ from typing import Any
 from mlembed_core.artifacts import Workspace, hash_of, verify_files
 from mlembed_core.errors import ArtifactError, MachineError, RegistryError
 from mlembed_core.registry.client import WEIGHTS_HASH_TAG, Registry, open_registry
+from mlembed_core.registry.versions import known
 
 SCHEME = "models:/"
 HUB = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)@(?P<revision>[0-9a-f]{40})")  # pinned: a branch would be another model tomorrow
@@ -101,28 +102,17 @@ def _registered_folder(ref: str) -> Path:
 
 
 def _find_version(registry: Registry, name: str, *, alias: str | None, number: str | None) -> Any:
-    from mlflow.exceptions import MlflowException
-
-    try:
-        model = registry.client.get_registered_model(name)
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-            raise
-        names = ", ".join(sorted(model.name for model in registry.client.search_registered_models())) or "none"
-        raise RegistryError(
-            f"no model {name!r} is registered at {registry.place} (there are: {names}). `mlembed register SETTING` registers one."
-        ) from None
-    versions = {str(version.version): version for version in registry.client.search_model_versions(f"name='{name}'")}
+    aliases, versions = known(registry, name)
     if alias is not None:
-        number = model.aliases.get(alias)
-    if number is None or str(number) not in versions:
+        number = aliases.get(alias)
+    if number is None or number not in versions:
         wanted = f"alias {alias!r}" if alias is not None else f"version {number}"
-        aliases = ", ".join(f"{known} → {version}" for known, version in sorted(model.aliases.items())) or "none"
+        there = ", ".join(f"{each} → {version}" for each, version in sorted(aliases.items())) or "none"
         raise RegistryError(
-            f"model {name!r} at {registry.place} has no {wanted} (aliases: {aliases}; versions: {', '.join(versions) or 'none'}). "
+            f"model {name!r} at {registry.place} has no {wanted} (aliases: {there}; versions: {', '.join(versions) or 'none'}). "
             "`mlembed register SETTING` gives candidate-SETTING."
         )
-    return versions[str(number)]
+    return versions[number]
 
 
 def _download(registry: Registry, version: Any, folder: Path) -> None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import tempfile
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -166,10 +165,3 @@ def _collect(scored: Scored, suite: str, cut: str, rows: pa.Table, facts: Mappin
         ordered = group.sort_values("query", kind="stable")
         scored.answers[part] = Answers(tuple(ordered["query"]), ordered["score"].to_numpy(np.float64))
         scored.languages[part] = [str(language) for language in ordered["language"]]
-
-
-def downloads(workspace: Workspace) -> tempfile.TemporaryDirectory[str]:
-    """A scratch folder for tables, gone after use."""
-    folder = workspace.work / "tmp"
-    folder.mkdir(parents=True, exist_ok=True)
-    return tempfile.TemporaryDirectory(prefix="tables-", dir=folder)

@@ -1,5 +1,6 @@
 """Dagster's real servers on the tiny pipeline: what they show is what DVC has, and what they start can be ended."""
 
+import contextlib
 import json
 import os
 import re
@@ -205,11 +206,12 @@ def listening(pid):
     """(address, port) of every listening socket of a process and those below it."""
     found = []
     for process in [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]:
-        found += [
-            (item.laddr.ip, item.laddr.port)
-            for item in process.net_connections(kind="inet")
-            if item.status == psutil.CONN_LISTEN and item.type == socket.SOCK_STREAM
-        ]
+        with contextlib.suppress(psutil.NoSuchProcess):  # a health check that has ended meanwhile
+            found += [
+                (item.laddr.ip, item.laddr.port)
+                for item in process.net_connections(kind="inet")
+                if item.status == psutil.CONN_LISTEN and item.type == socket.SOCK_STREAM
+            ]
     return found
 
 

@@ -51,15 +51,19 @@ def test_no_limit_keeps_all() -> None:
     assert keep_by_hash(row_keys("ab", "cd"), ["train", None], None).all()
 
 
+def written_in_pieces(table: pa.Table, piece: int, folder: Path) -> Path:
+    folder.mkdir()
+    with RowWriter(folder, 1) as writer:
+        for start in range(0, table.num_rows, piece):
+            writer.write(table.slice(start, piece))
+    return folder
+
+
 def test_bytes_do_not_depend_on_the_size_of_the_pieces(tmp_path: Path) -> None:
     table = to_table([row(query=f"q{i}") for i in range(25_000)], 1)
     contents = []
     for piece in (25_000, 7_000, 999):
-        folder = tmp_path / str(piece)
-        folder.mkdir()
-        with RowWriter(folder, 1) as writer:
-            for start in range(0, table.num_rows, piece):
-                writer.write(table.slice(start, piece))
+        folder = written_in_pieces(table, piece, tmp_path / str(piece))
         contents.append((folder / ROWS_FILE).read_bytes())
         assert pq.ParquetFile(folder / ROWS_FILE).num_row_groups == 3
     assert contents[0] == contents[1] == contents[2]
@@ -71,11 +75,7 @@ def test_groups_of_long_texts_hold_fewer_rows_whatever_the_pieces(tmp_path: Path
     table = to_table([row(query="x" * length, passage=f"p{i:02}") for i, length in enumerate(lengths)], 1)
     contents = []
     for piece in (76, 7, 1):
-        folder = tmp_path / str(piece)
-        folder.mkdir()
-        with RowWriter(folder, 1) as writer:
-            for start in range(0, table.num_rows, piece):
-                writer.write(table.slice(start, piece))
+        folder = written_in_pieces(table, piece, tmp_path / str(piece))
         contents.append((folder / ROWS_FILE).read_bytes())
     metadata = pq.ParquetFile(folder / ROWS_FILE).metadata
     assert [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)] == [30, 2, 2, 1, 1, 40]

@@ -7,8 +7,9 @@ import pytest
 
 from mlembed_core.artifacts import Workspace, write_json, write_manifest
 from mlembed_core.errors import ArtifactError, RegistryError
+from mlembed_core.registry.dvc_record import dvc_directory_md5
 from mlembed_core.registry.lineage import Place, Store, lineage
-from mlembed_core.registry.register import dvc_directory_md5, register
+from mlembed_core.registry.register import register
 from tests.unit.registry.conftest import make_workspace, write_model
 
 

@@ -13,7 +13,8 @@ import pytest
 
 from mlembed_core.artifacts import Workspace, manifest_hash, sha256_file
 from mlembed_core.errors import ArtifactError, ConfigError, RegistryError
-from mlembed_core.registry.register import dvc_directory_md5, register
+from mlembed_core.registry.dvc_record import dvc_directory_md5
+from mlembed_core.registry.register import register
 from mlembed_core.train.state_folder import note_out, state_folder
 from mlembed_core.train.tracking import connect, local_tracking_uri, open_run
 
