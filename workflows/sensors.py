@@ -2,7 +2,6 @@
 are put to the gate.
 """
 
-import glob
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
@@ -93,7 +92,7 @@ def source_files(context: SensorEvaluationContext) -> SensorResult | SkipReason:
     """A run for each source with files that are newer than its rows, or not those of the last look."""
     seen = json.loads(context.cursor) if context.cursor else {}
     now = {
-        name: files_of([pattern.path for pattern in source.origin.patterns], WORKSPACE)
+        name: sorted({path for pattern in source.origin.patterns for path in pattern.matches(WORKSPACE.root)})
         for name, source in PARAMS.sources.items()
         if isinstance(source.origin, LocalOrigin)
     }
@@ -104,13 +103,6 @@ def source_files(context: SensorEvaluationContext) -> SensorResult | SkipReason:
         context.update_cursor(json.dumps(prints))
         return SkipReason(f"no file of {len(now)} sources of type local is new or changed")
     return SensorResult(run_requests=requests, cursor=json.dumps(prints))
-
-
-def files_of(patterns: Sequence[str], workspace: Workspace) -> list[Path]:
-    """The files that globs match, relative to the workspace, as the stage finds them."""
-    root = workspace.root
-    found = {root / match for pattern in patterns for match in glob.glob(pattern, root_dir=root, recursive=True)}  # noqa: PTH207
-    return sorted(path for path in found if path.is_file())
 
 
 def _is_newer(name: str, files: Sequence[Path]) -> bool:

@@ -250,6 +250,8 @@ def _postgres(service: Service, home: Path, environment: dict[str, str], root: P
         shutil.chown(folder, account)
     sockets = ["-c", f"unix_socket_directories={folder}"]
     if not (data / "PG_VERSION").is_file():
+        if data.exists():
+            raise MachineError(f"{data} is no database of PostgreSQL (it has no PG_VERSION); mend it, or move it away and restore a backup")
         print("making a new database …", flush=True)
         draft = folder / "data.partial"
         options: dict[str, Any] = {
@@ -259,7 +261,6 @@ def _postgres(service: Service, home: Path, environment: dict[str, str], root: P
             "stdout": subprocess.DEVNULL,
         }
         shutil.rmtree(draft, ignore_errors=True)
-        shutil.rmtree(data, ignore_errors=True)
         password = folder / "password"
         password.touch(mode=0o600)
         password.write_text(environment["POSTGRES_PASSWORD"], encoding="utf-8")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import glob
 from enum import StrEnum
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveInt, SerializerFunctionWrapHandler, model_serializer
@@ -34,6 +36,12 @@ class FileParams(Section):
     path: str = Field(min_length=1, description="a path or glob")
     languages: list[Language] | None = None
     programming_languages: list[ProgrammingLanguage] | None = None
+
+    def matches(self, root: Path) -> list[Path]:
+        """The files that the path or glob (``**`` too) stands for, relative to ``root``, in no order."""
+        # Not Path.glob, which refuses absolute patterns and ".."; a team's files may lie beside the workspace.
+        found = (root / match for match in glob.glob(self.path, root_dir=root, recursive=True))  # noqa: PTH207
+        return [path for path in found if path.is_file()]
 
 
 class LocalOrigin(Section):

@@ -10,7 +10,8 @@ import pytest
 import yaml
 
 from mlembed_core.artifacts import Workspace
-from mlembed_core.errors import ConfigError
+from mlembed_core.errors import ConfigError, MachineError
+from workflows import stack
 from workflows.stack import SECRETS, interpolate, native_variables, read_services
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -93,3 +94,17 @@ def test_compose_takes_the_files(files):
     options = [word for name in files for word in ("-f", str(ROOT / name))]
     done = subprocess.run(["docker-compose", *options, "config", "-q"], env={**os.environ, **SET}, capture_output=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_folder_that_is_no_database_is_left_alone(tmp_path, monkeypatch):
+    bin_folder = tmp_path / "bin"
+    bin_folder.mkdir()
+    (bin_folder / "initdb").touch(mode=0o755)  # the server's programs need not be here for this
+    monkeypatch.setattr(stack, "_account", lambda: None)
+    variables = {**SET, **native_variables(Workspace(ROOT), tmp_path)}
+    service = next(service for service in read_services(COMPOSE, variables) if service.name == "postgres")
+    (tmp_path / "postgres" / "data").mkdir(parents=True)
+    (tmp_path / "postgres" / "data" / "mine").touch()
+    with pytest.raises(MachineError, match="no database of PostgreSQL"):
+        stack._postgres(service, tmp_path, service.environment | {"PATH": str(bin_folder)}, ROOT)
+    assert (tmp_path / "postgres" / "data" / "mine").is_file()

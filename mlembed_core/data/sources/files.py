@@ -7,7 +7,6 @@ groups are, a piece holds some tens of megabytes.
 
 from __future__ import annotations
 
-import glob
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -89,14 +88,13 @@ def find_local(
     """
     found: dict[Path, SourceFile] = {}
     for pattern in patterns:
-        # Not Path.glob, which refuses absolute patterns and ".."; a team's files may lie beside the workspace.
-        paths = [root / match for match in glob.glob(pattern.path, root_dir=root, recursive=True)]  # noqa: PTH207
-        if not any(path.is_file() for path in paths):
+        paths = pattern.matches(root)
+        if not paths:
             raise DataError(
                 f"sources.{name}.origin.files: {pattern.path!r} matches no file in {root}. "
                 "Paths and globs are relative to the workspace; put the files there or correct the pattern."
             )
-        for path in filter(Path.is_file, paths):
+        for path in paths:
             shown = path.relative_to(root).as_posix() if path.is_relative_to(root) else path.name
             found.setdefault(path, SourceFile(path, shown, only_language(pattern.languages or languages)))
     return SourceFiles.checked(name, [found[path] for path in sorted(found)], num_negatives=num_negatives)
