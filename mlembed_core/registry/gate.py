@@ -21,11 +21,11 @@ from mlembed_core.config.evaluate import SubmodelParams, Suites
 from mlembed_core.config.gate import GateParams
 from mlembed_core.config.grid import Shape
 from mlembed_core.errors import ArtifactError, EvaluationError, MlembedError, RegistryError, SubmodelError
-from mlembed_core.export.verify import Probe, Reader
 from mlembed_core.predicates import PREDICATES
 from mlembed_core.registry.client import AXES_TAG, WEIGHTS_HASH_TAG, Registry
 from mlembed_core.registry.compare import Finding, compare
 from mlembed_core.registry.lineage import Place, walk
+from mlembed_core.registry.prove import Prover
 from mlembed_core.registry.resolve import resolve
 from mlembed_core.registry.tables import CONTROLS, FOLDER, Scored, fetch_tables, read_scored
 from mlembed_core.train.tracking import GIT_COMMIT_TAG, OUTPUT_HASH_TAG, SETTING_TAG
@@ -114,17 +114,19 @@ def judge(registry: Registry, workspace: Workspace, config: Config, version: Any
         )
     setting = version.tags[SETTING_TAG]
     findings: list[Finding] = []
-    with _probe(version) as probe, tempfile.TemporaryDirectory(prefix="mlembed-gate-") as scratch:
+    with tempfile.TemporaryDirectory(prefix="mlembed-gate-") as scratch, _prover(version, Path(scratch)) as prover:
+        folder, not_whole = _asked("files_are_whole", lambda: _whole(version))
+        if folder is not None and prover is not None:
+            prover.take(folder)
         tables, found = _asked("scores_are_registered", lambda: _tables(registry, config, version, Path(scratch) / "candidate"))
         findings += found
         if tables is not None:
             findings += _checks_of_tables(tables, config)
             findings += _compared(registry, config, version, champion, tables, Path(scratch))
-        folder, found = _asked("files_are_whole", lambda: _whole(version))
-        findings += found
+        findings += not_whole
         if folder is not None:
             findings += _checks(workspace, version, folder)
-            findings.append(_exported(registry, version, folder, probe, Path(scratch)))
+            findings.append(_exported(registry, version, prover))
     return Judgement(version.name, str(version.version), setting, None if champion is None else str(champion.version), tuple(findings))
 
 
@@ -232,37 +234,25 @@ def _checks_of_tables(files: dict[str, Path], config: Config) -> list[Finding]:
 
 
 @contextmanager
-def _probe(version: Any) -> Iterator[Probe | None]:
-    """The process that will read the export; it loads its libraries while this one compares scores. None: proved already."""
+def _prover(version: Any, scratch: Path) -> Iterator[Prover | None]:
+    """The process that exports the version, while this one compares scores. None: proved already."""
     if EXPORT_TAG in version.tags:
         yield None
         return
-    with Probe([Reader.MLEMBED]) as probe:
-        yield probe
+    with Prover(scratch) as prover:
+        yield prover
 
 
-def _exported(registry: Registry, version: Any, folder: Path, probe: Probe | None, scratch: Path) -> Finding:
+def _exported(registry: Registry, version: Any, prover: Prover | None) -> Finding:
     """Whether the version comes out of an export as the same model; once proved, the version carries the proof."""
-    if probe is None:
+    name = "export_is_verified"
+    if prover is None:
         fingerprint = version.tags[EXPORT_TAG]
-        return Finding(
-            "export_is_verified", passed=True, says=f"proved before, fingerprint {fingerprint[:12]}", figures={"fingerprint": fingerprint}
-        )
-    from mlembed_core.export.kinds import Format, StoredType
-    from mlembed_core.export.slice import take_out
-
-    try:
-        done = take_out(
-            folder, scratch / "export", probe, layers=None, dim=None, rank=None, form=Format.COMPAT, dtype=StoredType.FP32, instruction=None
-        )
-    except REFUSALS as error:
-        return Finding("export_is_verified", passed=False, says=str(error))
-    found = done.verification
-    registry.client.set_model_version_tag(version.name, version.version, EXPORT_TAG, found.fingerprint)
-    gap = max(found.differences.values())
+        return Finding(name, passed=True, says=f"proved before, fingerprint {fingerprint[:12]}", figures={"fingerprint": fingerprint})
+    proof, refused = _asked(name, prover.answer)
+    if proof is None:
+        return refused[0]
+    registry.client.set_model_version_tag(version.name, version.version, EXPORT_TAG, proof["fingerprint"])
     return Finding(
-        "export_is_verified",
-        passed=True,
-        says=f"a fresh process reads its vectors from the exported files to {gap:.1e}",
-        figures={"fingerprint": found.fingerprint, "difference": gap},
+        name, passed=True, says=f"a fresh process reads its vectors from the exported files to {proof['difference']:.1e}", figures=proof
     )

@@ -8,6 +8,7 @@ the run that it finds by it), the out's manifest hash at the end.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import logging
 import os
@@ -15,10 +16,12 @@ import platform
 import re
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
 
@@ -38,6 +41,8 @@ FINISH_TIMEOUT_S = 60.0  # what the end of a training waits for MLflow at most
 DIGEST_LENGTH = 36  # the longest dataset digest that MLflow stores
 RECORDED_PACKAGES = ("mlembed", "torch", "transformers", "tokenizers", "accelerate", "safetensors", "numpy")
 
+SQLITE = "sqlite:///"
+
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
 
@@ -52,7 +57,7 @@ def without_secrets(message: str) -> str:
 
 
 def local_tracking_uri(workspace: Workspace) -> str:
-    return f"sqlite:///{workspace.root / 'mlflow.db'}"
+    return f"{SQLITE}{workspace.root / 'mlflow.db'}"
 
 
 def connect(uri: str) -> Any:
@@ -69,7 +74,20 @@ def connect(uri: str) -> Any:
 
     for name in ("mlflow", "alembic"):  # they announce every table of a new database
         logging.getLogger(name).setLevel(logging.WARNING)
+    if uri.startswith(SQLITE) and not Path(uri.removeprefix(SQLITE)).exists():
+        _create_database(Path(uri.removeprefix(SQLITE)))
     return MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+def _create_database(path: Path) -> None:
+    """A new database, whole or not at all: MLflow makes its tables over seconds, and cannot open one that lacks some."""
+    from mlflow.tracking import MlflowClient
+
+    with tempfile.TemporaryDirectory(prefix=f"{path.name}-", dir=path.parent) as scratch:
+        draft = Path(scratch) / path.name
+        MlflowClient(tracking_uri=f"{SQLITE}{draft}").search_experiments(max_results=1)
+        with contextlib.suppress(FileExistsError):  # somebody else has made one meanwhile
+            os.link(draft, path)  # unlike a rename, it puts nothing in the place of another
 
 
 def ensure_experiment(client: Any, workspace: Workspace, name: str) -> str:

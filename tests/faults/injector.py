@@ -16,6 +16,7 @@ import sys
 import time
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 
 import psutil
@@ -66,6 +67,7 @@ class Injector:
         self.folder, self.draw = Path(folder), random.Random(seed)
         self.lock = self.folder / "dvc.lock"
         self.expected = clean(self.lock)
+        self._usual_s = {}
         self.faults = [name.removeprefix("fault_") for name in dir(self) if name.startswith("fault_")]
 
     # ── Running and looking ──────────────────────────────────────────────────────────────────────────────────────────────
@@ -257,17 +259,53 @@ class Injector:
         return item, True
 
     def fault_registration_killed(self):
-        return "register", self._act_killed("register", "--all")
+        """Into an empty registry, killed at any moment of it; the next one makes whole what there is, and nothing twice."""
+        self._forget_registry()
+        bit = self._act_killed("register", "--all")
+        weights, _ = acts(self.folder)
+        assert len(weights) == len(set(weights)) == 2, f"registered twice: {weights}"
+        return "register", bit
 
     def fault_promotion_killed(self):
-        return "promote", self._act_killed("promote", "baseline")
+        """A rollback or a promotion, killed at any moment of it: afterwards there is one champion, and each move stands there once."""
+        if not list(self.folder.glob("mlflow.db")):
+            self.act("register", "--all")
+        _, history = acts(self.folder)
+        self.act("rollback") if len(history["moves"]) % 2 else None  # refused where there is nothing to go back to
+        setting = self.draw.choice(["3d", "baseline"])
+        bit = self._act_killed("promote", setting)
+        _, history = acts(self.folder)
+        last = [move for move in history["moves"] if move["state"] == "done"]
+        assert last, "nothing was promoted"
+        assert last[-1]["after"] == history["champion"]
+        pairs = pairwise(last)
+        assert all(before["after"] == after["before"] for before, after in pairs), f"a move is missing or stands twice: {last}"
+        assert not [move for move in history["moves"] if move["state"] == "begun"]
+        return "promote", bit
 
-    def _act_killed(self, *act):
-        process = self.start("mlembed", *act)
-        time.sleep(self.draw.uniform(0, 8.0))
+    def _forget_registry(self):
+        for path in [*self.folder.glob("mlflow.db*"), *self.folder.glob("*promotions.jsonl*")]:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    def act(self, *arguments):
+        """Seconds that a command of the registry took."""
+        started = time.monotonic()
+        self.finish(self.start("mlembed", *arguments))
+        return time.monotonic() - started
+
+    def _act_killed(self, *arguments):
+        """Kill the command at a moment of its usual time, then let it run to its end."""
+        name = arguments[0]
+        if name not in self._usual_s:
+            self._usual_s[name] = self.act(*arguments, *(["--dry-run"] if name == "promote" else []))
+            if name == "register":
+                self._forget_registry()
+        process = self.start("mlembed", *arguments)
+        time.sleep(self.draw.uniform(0.1, 1.0) * self._usual_s[name])
         bit = process.poll() is None
         process.kill()
         self.finish(process)
+        self.act(*arguments)
         return bit
 
     # ── And back ─────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -324,7 +362,7 @@ def small_disk(target, size):
             subprocess.run(["umount", "--lazy", str(target)], check=True)
 
 
-def acts(folder, name):
+def acts(folder, name="mlembed_tiny"):
     """What was registered and promoted: weights by version, and the moves of the champion."""
     workspace = Workspace(folder)
     code = (

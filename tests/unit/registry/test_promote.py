@@ -18,11 +18,13 @@ from safetensors.numpy import save_file
 
 from mlembed_core.artifacts import Workspace, write_manifest
 from mlembed_core.errors import ArtifactError, RegistryError
+from mlembed_core.export.verify import VerificationError
 from mlembed_core.model.encoder import weights_hash
 from mlembed_core.registry.client import open_registry
 from mlembed_core.registry.gate import EXPORT_TAG, PromotionRefusedError
 from mlembed_core.registry.moves import LOG, Act, Move, State, champions
 from mlembed_core.registry.promote import history, promote, rollback
+from mlembed_core.registry.prove import Prover
 from mlembed_core.registry.register import register
 from mlembed_core.train.tracking import connect, local_tracking_uri
 from tests.unit.registry.conftest import PARAMS, make_workspace, write_model
@@ -348,3 +350,14 @@ def test_the_line_of_champions():
 def test_the_record_is_json(house):
     promote(house, train(house, "3d", 0.6))
     assert json.loads(json.dumps(history(house).as_dict()))["moves"][0]["act"] == "promote"
+
+
+@slow  # two processes load torch
+def test_what_cannot_be_exported_is_told(tmp_path):
+    folder = tmp_path / "hollow"
+    folder.mkdir()
+    with Prover(tmp_path) as prover:
+        prover.take(folder)
+        with pytest.raises(VerificationError, match="hollow"):
+            prover.answer()
+    assert not (tmp_path / "export").exists()

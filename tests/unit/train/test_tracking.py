@@ -260,3 +260,21 @@ def test_curves_have_the_same_names_live_and_from_the_file() -> None:
     assert loss_metrics(live) == loss_metrics(written) == expected
     row = {"step": "10", "source": "code", "layers": "2", "dim": "64", "loss": "0.5"}
     assert validation_metrics(row) == {"validation_loss/code/l2-d64": 0.5}
+
+
+CREATE = "import sys; from mlembed_core.train.tracking import connect; connect(sys.argv[1]).search_experiments()"
+
+
+@pytest.mark.slow  # MLflow makes its tables, twice over for each
+@pytest.mark.parametrize("size", [1, 400_000])
+def test_a_database_whose_making_was_killed_is_made_anew(tmp_path: Path, size: int) -> None:
+    """MLflow itself cannot open one that has some of its tables."""
+    command = [sys.executable, "-c", CREATE, f"sqlite:///{tmp_path / 'mlflow.db'}"]
+    process = subprocess.Popen(command)
+    while process.poll() is None and not any(path.stat().st_size >= size for path in tmp_path.rglob("mlflow.db") if path.exists()):
+        time.sleep(0.002)
+    process.kill()
+    assert process.wait() != 0, "it was through before it could be killed"
+    assert not (tmp_path / "mlflow.db").exists()
+    subprocess.run(command, check=True)
+    assert (tmp_path / "mlflow.db").is_file()
