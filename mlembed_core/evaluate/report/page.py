@@ -15,6 +15,7 @@ from markupsafe import Markup
 
 from mlembed_core.evaluate.report import pictures, wording
 from mlembed_core.evaluate.report.certainty import against_control
+from mlembed_core.evaluate.report.languages import shown_systems
 from mlembed_core.evaluate.report.published import published
 from mlembed_core.evaluate.report.read import Curve
 from mlembed_core.evaluate.report.summarise import (
@@ -104,8 +105,8 @@ def _suite(suite: SuiteSummary, number: int) -> dict[str, Any]:
         "tasks": _task_table(suite),
         "certainty": _certainty_tables(suite),
         "spoken": [
-            _group_table("script", suite.scripts, wording.script),
-            _group_table("language", suite.languages, wording.language),
+            _group_table(suite, "script", suite.scripts, wording.script),
+            _group_table(suite, "language", suite.languages, wording.language),
         ],
         "published": _published_table(suite),
         "command": wording.search_command(small, shapes[small.setting]),
@@ -251,9 +252,11 @@ def _sure(item: Comparison | None, tasks: int | None = None) -> dict[str, Any]:
     return {"text": wording.difference(item.difference), "note": wording.interval(item) + fewer, "certain": item.certain}
 
 
-def _group_table(kind: str, groups: Sequence[Group], name: Callable[[str], str]) -> dict[str, Any]:
-    """Scores by language or script, the best of a row marked."""
-    systems = list(dict.fromkeys(label for group in groups for label in group.scores))
+def _group_table(suite: SuiteSummary, kind: str, groups: Sequence[Group], name: Callable[[str], str]) -> dict[str, Any]:
+    """Scores by language or script, the best of a row marked: settings, the small submodel, controls."""
+    known = {label for group in groups for label in group.scores}
+    order = {label: index for index, label in enumerate(shown_systems(suite, wording.KEPT_SHARE))}
+    systems = sorted(known & order.keys(), key=order.__getitem__)
     rows = []
     for group in groups:
         best = max(group.scores.values())
