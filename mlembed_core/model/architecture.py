@@ -33,23 +33,27 @@ FORMS = (
     Form("encoder.layer", None),  # BERT, RoBERTa, XLM-R
 )
 
-# What the names inside a layer tell of its order: from these submodules on, every token is on its own, so that a layer whose other
-# tokens nobody reads can go on with the pooled ones alone. The first takes the attention's output; what else is listed takes
-# the residual stream, where the one token's result has been added to every position.
-TOKENWISE = {
-    frozenset({"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}): ("self_attn.o_proj", "post_attention_layernorm"),
-    frozenset(
-        {
-            "self_attn",
-            "mlp",
-            "input_layernorm",
-            "post_attention_layernorm",
-            "pre_feedforward_layernorm",
-            "post_feedforward_layernorm",
-        }
-    ): ("self_attn.o_proj", "pre_feedforward_layernorm"),
-    frozenset({"attn_norm", "attn", "mlp_norm", "mlp"}): ("attn.Wo", "mlp_norm"),
-    frozenset({"attention", "intermediate", "output"}): ("attention.output",),
+
+@dataclass(frozen=True)
+class Tail:
+    """Names in a layer from which on every token is on its own, so that a layer whose other tokens nobody reads can go on with some.
+
+    Attributes:
+        norm: takes the layer's input for the attention, which needs all tokens; None where the attention has the residual inside.
+        output: takes the attention's output.
+    """
+
+    norm: str | None
+    output: str
+
+
+DECODER = frozenset({"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"})
+# By the names inside a layer, which tell its order.
+TAILS = {
+    DECODER: Tail("input_layernorm", "self_attn.o_proj"),
+    DECODER | {"pre_feedforward_layernorm", "post_feedforward_layernorm"}: Tail("input_layernorm", "self_attn.o_proj"),
+    frozenset({"attn_norm", "attn", "mlp_norm", "mlp"}): Tail("attn_norm", "attn.Wo"),
+    frozenset({"attention", "intermediate", "output"}): Tail(None, "attention.output"),
 }
 
 
@@ -98,10 +102,9 @@ def set_submodule(parent: nn.Module, name: str, module: nn.Module) -> None:
     setattr(parent.get_submodule(".".join(path)), last, module)
 
 
-def tokenwise_modules(layer: nn.Module) -> list[nn.Module]:
-    """The submodules of ``layer`` from which on tokens are independent (``TOKENWISE``); empty where its order is not known."""
-    names = TOKENWISE.get(frozenset(name for name, _ in layer.named_children()), ())
-    return [layer.get_submodule(name) for name in names]
+def tail_of(layer: nn.Module) -> Tail | None:
+    """Where tokens become independent in ``layer``; None where its order is not known."""
+    return TAILS.get(frozenset(name for name, _ in layer.named_children()))
 
 
 def _has(module: nn.Module, name: str) -> bool:

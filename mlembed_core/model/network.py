@@ -8,7 +8,7 @@ the last layer past its attention, unless pooling takes the mean of all.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -21,15 +21,16 @@ from mlembed_core.config.model import Pooling
 from mlembed_core.config.train import Checkpointing
 from mlembed_core.errors import ConfigError
 from mlembed_core.model.architecture import (
+    Tail,
     embedding_scale,
     first_position,
     form_of,
     is_causal,
     name_of_table,
     set_submodule,
-    tokenwise_modules,
+    tail_of,
 )
-from mlembed_core.model.attention import VARLEN
+from mlembed_core.model.attention import JOINING
 from mlembed_core.model.low_rank import LowRankEmbedding, factorise
 from mlembed_core.model.pack import Bucket
 from mlembed_core.model.recompute import recomputed
@@ -111,7 +112,7 @@ class Network(nn.Module):
     @property
     def joins_texts(self) -> bool:
         """Whether buckets have to be rows of joined texts (``pack(…, joined=True)``)."""
-        return bool(self.config._attn_implementation == VARLEN)
+        return self.config._attn_implementation in JOINING
 
     @property
     def shape(self) -> Shape:
@@ -173,49 +174,59 @@ class Network(nn.Module):
     def _reading(self, bucket: Bucket, exits: Sequence[int]) -> Iterator[dict[int, Tensor]]:
         """While the stock forward runs, hooks take the pooled states at the exits along."""
         pooled: dict[int, Tensor] = {}
-        alone = self._passes_one_token(bucket)
+        tail = None if self.pooling is Pooling.MEAN else tail_of(self.layers[-1])
 
         def keep(depth: int) -> Any:
+            alone = tail is not None and depth == self.num_layers
+
             def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
                 hidden = output[0] if isinstance(output, tuple) else output
-                # BERT's last layer hands on the pooled tokens alone; others have added them to the whole residual stream.
-                pooled[depth] = hidden[:, 0] if alone and hidden.shape[1] == 1 else self._pool(hidden, bucket)
+                pooled[depth] = hidden.reshape(len(bucket.last), -1) if alone else self._pool(hidden, bucket)
 
             return hook
 
         handles = [self.layers[depth - 1].register_forward_hook(keep(depth)) for depth in exits]
-        if alone:
-            handles += _only_pooled(self.layers[-1], bucket.rows, self._column(bucket))
+        if tail is not None:
+            joined = bucket.cu_seq_lens is not None
+            handles += _only_pooled(self.layers[-1], tail, lambda hidden: self._pool(hidden, bucket).unsqueeze(0 if joined else 1))
         try:
             yield pooled
         finally:
             for handle in handles:
                 handle.remove()
 
-    def _passes_one_token(self, bucket: Bucket) -> bool:
-        """Whether the last layer can go on with one token of each row."""
-        return self.pooling is not Pooling.MEAN and bucket.cu_seq_lens is None
-
-    def _column(self, bucket: Bucket) -> Tensor:
-        return bucket.first if self.pooling is Pooling.CLS else bucket.last
-
     def _pool(self, hidden: Float[Tensor, "batch seq hidden"], bucket: Bucket) -> Float[Tensor, "text hidden"]:
         if self.pooling is Pooling.MEAN:
             return bucket.means(self.norm(hidden))
-        return hidden[bucket.rows, self._column(bucket)]
+        return hidden[bucket.rows, bucket.first if self.pooling is Pooling.CLS else bucket.last]
 
 
-def _only_pooled(layer: nn.Module, rows: Tensor, columns: Tensor) -> list[Any]:
+def _only_pooled(layer: nn.Module, tail: Tail, pick: Callable[[Tensor], Tensor]) -> list[Any]:
     """Let the last layer compute what follows its attention for the pooled tokens alone: nobody reads the others.
 
-    The output projection and the MLP get one token per text; adding that to the residual stream broadcasts it, which is right at
-    the pooled token and of no consequence elsewhere. A layer of unknown form computes everything.
+    The layer gets the pooled tokens, which make its residual stream; its first norm is handed all tokens instead, and so are the
+    queries, keys and values; of the attention's output the pooled tokens go on.
+
+    Args:
+        pick: the pooled tokens of all.
     """
+    everything: list[Tensor] = []
 
-    def pick(_module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return tuple(value[rows, columns][:, None] for value in inputs)
+    def enter(_module: nn.Module, inputs: tuple[Any, ...], options: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        everything.append(inputs[0])
+        return (pick(inputs[0]), *inputs[1:]), options
 
-    return [module.register_forward_pre_hook(pick) for module in tokenwise_modules(layer)]
+    def all_tokens(_module: nn.Module, _inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return (everything.pop(),)
+
+    def leave(_module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return tuple(pick(value) for value in inputs)
+
+    handles = [layer.get_submodule(tail.output).register_forward_pre_hook(leave)]
+    if tail.norm is not None:
+        handles.append(layer.register_forward_pre_hook(enter, with_kwargs=True))
+        handles.append(layer.get_submodule(tail.norm).register_forward_pre_hook(all_tokens))
+    return handles
 
 
 class DenseEmbedding(nn.Module):

@@ -99,9 +99,9 @@ def pack(
     lengths = np.fromiter((len(text) for text in texts), dtype=np.int64, count=len(texts))
     if len(lengths) and lengths.min() == 0:
         raise ValueError(f"text {int(lengths.argmin())} has no tokens; the tokenizer must append an EOS to every text")
-    if joined:
-        return [_join(texts, rows, lengths) for rows in _runs(lengths, max_tokens)]
     order = np.argsort(lengths, kind="stable")
+    if joined:
+        return [_join(texts, order[run], lengths) for run in _runs(lengths[order], max_tokens)]
     buckets = []
     for start, stop in _plan(lengths[order]):
         width = int(lengths[order[stop - 1]])

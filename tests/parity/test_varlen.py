@@ -1,5 +1,5 @@
-"""Oracle: joined texts give what each text gives alone. The kernel for CUDA is replaced by a plain one with its signature; the test that
-runs the real one needs a GPU.
+"""Oracle: joined texts give what each text gives alone, on CPUs (attention a text at a time, causal models) and on CUDA. CUDA's kernel is
+replaced by a plain one with its signature; the test that runs the real one needs a GPU.
 """
 
 import inspect
@@ -12,13 +12,20 @@ from mlembed_core.config.base import Precision
 from mlembed_core.config.model import Pooling
 from mlembed_core.config.train import Checkpointing
 from mlembed_core.model import attention
-from mlembed_core.model.attention import VARLEN, choose_attention
+from mlembed_core.model.architecture import is_causal
+from mlembed_core.model.attention import BY_TEXT, VARLEN, choose_attention
 from mlembed_core.model.network import Network
 from mlembed_core.model.pack import pack
 
 from .architectures import CASES, LAYERS, VOCAB, one_by_one, stock, texts
 
-JOINED_CASES = [case for case in CASES if case[0] != "gemma2"]  # the kernel has no soft cap
+# Neither way has a soft cap of the logits.
+JOINED_CASES = [
+    (name, pooling, way)
+    for name, pooling in CASES
+    for way in (VARLEN, BY_TEXT)
+    if name != "gemma2" and (way == VARLEN or is_causal(stock(name)))
+]
 
 
 def plain_kernel(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, scale=None, window_size=(-1, -1), enable_gqa=False):
@@ -48,17 +55,17 @@ def kernel(monkeypatch):
     monkeypatch.setattr(attention, "varlen_attn", bound)
 
 
-def joined_network(name, pooling, **options):
+def joined_network(name, pooling, way, **options):
     model = stock(name)
-    model.set_attn_implementation(VARLEN)
+    model.set_attn_implementation(way)
     return Network(model, pooling=pooling, **options)
 
 
-@pytest.mark.parametrize(("name", "pooling"), JOINED_CASES)
+@pytest.mark.parametrize(("name", "pooling", "way"), JOINED_CASES)
 @pytest.mark.parametrize("max_tokens", [None, 90])
-def test_joined_equals_one_by_one(kernel, name, pooling, max_tokens):
+def test_joined_equals_one_by_one(kernel, name, pooling, way, max_tokens):
     ids = texts(count=12)
-    network = joined_network(name, pooling).eval()
+    network = joined_network(name, pooling, way).eval()
     assert network.joins_texts
     with torch.no_grad():
         states = network(pack(ids, joined=True, max_tokens=max_tokens), [LAYERS])[0]
@@ -66,11 +73,20 @@ def test_joined_equals_one_by_one(kernel, name, pooling, max_tokens):
     assert (states - expected).norm() < 1e-5 * expected.norm()  # float32 inside the stock norms
 
 
-@pytest.mark.parametrize(("name", "pooling"), [("qwen3", Pooling.LAST), ("modernbert", Pooling.MEAN), ("xlm_roberta", Pooling.CLS)])
+@pytest.mark.parametrize(
+    ("name", "pooling", "way"),
+    [
+        ("qwen3", Pooling.LAST, VARLEN),
+        ("modernbert", Pooling.MEAN, VARLEN),
+        ("xlm_roberta", Pooling.CLS, VARLEN),
+        ("qwen3", Pooling.LAST, BY_TEXT),
+        ("gemma3", Pooling.MEAN, BY_TEXT),  # a sliding window, which some of the texts are longer than
+    ],
+)
 @pytest.mark.parametrize("checkpointing", list(Checkpointing))
-def test_gradients_of_joined_texts_equal_those_of_rectangles(kernel, name, pooling, checkpointing):
+def test_gradients_of_joined_texts_equal_those_of_rectangles(kernel, name, pooling, way, checkpointing):
     ids, exits = texts(count=12), [1, 3, LAYERS]
-    joined, rectangles = joined_network(name, pooling, rank=8).train(), Network(stock(name), pooling=pooling, rank=8)
+    joined, rectangles = joined_network(name, pooling, way, rank=8).train(), Network(stock(name), pooling=pooling, rank=8)
     joined.checkpointing = checkpointing
     for network in (joined, rectangles):
         network(pack(ids, joined=network.joins_texts, max_tokens=100), exits).sin().sum().backward()
@@ -79,10 +95,11 @@ def test_gradients_of_joined_texts_equal_those_of_rectangles(kernel, name, pooli
             assert (parameter.grad - other.grad).norm() < 1e-5 * other.grad.norm() + 1e-10, key
 
 
-def test_a_joined_neighbour_does_not_leak(kernel):
+@pytest.mark.parametrize("way", [VARLEN, BY_TEXT])
+def test_a_joined_neighbour_does_not_leak(kernel, way):
     ids = texts(count=6)
     changed = [ids[0], *[(text - 1) % (VOCAB - 2) + 2 for text in ids[1:]]]
-    network = joined_network("qwen3", Pooling.LAST).eval()
+    network = joined_network("qwen3", Pooling.LAST, way).eval()
     with torch.no_grad():
         before, after = (network(pack(some, joined=True), [LAYERS])[0] for some in (ids, changed))
     assert torch.equal(before[0], after[0])
@@ -92,10 +109,12 @@ def test_a_joined_neighbour_does_not_leak(kernel):
 @pytest.mark.parametrize(
     ("name", "device", "precision", "chosen"),
     [
-        ("qwen3", "cpu", Precision.BF16, attention.FLOAT32),
+        ("qwen3", "cpu", Precision.BF16, BY_TEXT),
         ("qwen3", "cuda", Precision.BF16, VARLEN),
         ("qwen3", "cuda", Precision.FP32, "sdpa"),
-        ("qwen3", "cpu", Precision.FP32, "sdpa"),
+        ("qwen3", "cpu", Precision.FP32, BY_TEXT),
+        ("bert", "cpu", Precision.BF16, attention.FLOAT32),
+        ("bert", "cpu", Precision.FP32, "sdpa"),
         ("gemma2", "cuda", Precision.BF16, "eager"),  # a soft cap
         ("gemma2", "cpu", Precision.BF16, "eager"),
     ],

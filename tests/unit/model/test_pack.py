@@ -51,22 +51,22 @@ def test_a_text_without_tokens_is_refused():
         pack(lists([3, 0, 2]))
 
 
-def test_joined_texts_stand_one_behind_the_other():
+def test_joined_texts_stand_one_behind_the_other_shortest_first():
     ids = lists([3, 1, 4])
     (row,) = pack(ids, joined=True)
-    np.testing.assert_array_equal(row.ids, np.concatenate(ids)[None])
-    assert row.cu_seq_lens.tolist() == [0, 3, 4, 8]
-    assert row.positions.tolist() == [[0, 1, 2, 0, 0, 1, 2, 3]]
-    assert (row.rows.tolist(), row.first.tolist(), row.last.tolist()) == ([0, 0, 0], [0, 3, 4], [2, 3, 7])
-    assert row.lengths.tolist() == [3, 1, 4]
-    assert row.order.tolist() == [0, 1, 2]
+    np.testing.assert_array_equal(row.ids, np.concatenate([ids[1], ids[0], ids[2]])[None])
+    assert row.cu_seq_lens.tolist() == [0, 1, 4, 8]
+    assert row.positions.tolist() == [[0, 0, 1, 2, 0, 1, 2, 3]]
+    assert (row.rows.tolist(), row.first.tolist(), row.last.tolist()) == ([0, 0, 0], [0, 1, 4], [0, 3, 7])
+    assert row.lengths.tolist() == [1, 3, 4]
+    assert row.order.tolist() == [1, 0, 2]
     assert row.mask is None
 
 
 def test_joined_texts_are_bounded_too():
     rows = pack(lists([3, 4, 2, 20, 1]), joined=True, max_tokens=8)
-    assert [row.lengths.tolist() for row in rows] == [[3, 4], [2], [20], [1]]
-    assert torch.cat([row.order for row in rows]).tolist() == [0, 1, 2, 3, 4]
+    assert [row.lengths.tolist() for row in rows] == [[1, 2, 3], [4], [20]]
+    assert torch.cat([row.order for row in rows]).tolist() == [4, 2, 0, 1, 3]
 
 
 def test_a_rectangle_knows_its_padding():
