@@ -144,4 +144,4 @@ def _page(workspace: Workspace, measured: Measured) -> str:
     config = load(workspace.params_file, stage.Config)
     curves = stage.read_curves(workspace, config)
     told = {"machine": measured.machine, "rows": [asdict(row) for row in measured.rows]}
-    return page.render(Report.load(workspace.reports / "report.json"), curves, stage.hashes_of(workspace, config), latency=told)
+    return page.render(Report.load(workspace.reports / "report.json"), curves, stage.origin_of(workspace, config), latency=told)

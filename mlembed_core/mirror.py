@@ -19,6 +19,10 @@ from mlembed_core.errors import MachineError
 MIRRORS = "MLEMBED_DATASETS"  # folders, separated as in PATH
 
 
+class HubUnreachableError(MachineError):
+    """Nobody answers: not for this dataset, nor for another."""
+
+
 @dataclass(frozen=True, order=True)
 class HubDataset:
     """A dataset at a revision."""
@@ -51,7 +55,8 @@ def fetch(dataset: HubDataset, mirror: Path, *, endpoint: str | None = None) -> 
         endpoint: of the hub; None: the usual one (``HF_ENDPOINT``).
 
     Raises:
-        MachineError: the hub cannot be reached, or refuses.
+        HubUnreachableError: the hub cannot be reached (its client has tried for half a minute).
+        MachineError: it refuses.
     """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
@@ -66,7 +71,8 @@ def fetch(dataset: HubDataset, mirror: Path, *, endpoint: str | None = None) -> 
         draft.replace(target)
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         if not target.is_dir():  # else another process fetched it meanwhile
-            raise MachineError(f"{dataset} cannot be fetched ({type(error).__name__}: {error})") from error
+            kind = MachineError if isinstance(error, HfHubHTTPError) else HubUnreachableError
+            raise kind(f"{dataset} cannot be fetched ({type(error).__name__}: {error})") from error
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     return target

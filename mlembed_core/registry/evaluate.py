@@ -279,21 +279,25 @@ def prefetch(suite_name: str, *, mirror: Path | None = None, only_list: bool = F
         return []
     from mlembed_core.evaluate.mirror import datasets_of
     from mlembed_core.evaluate.suites import mteb_tasks
-    from mlembed_core.mirror import fetch, mirrors
+    from mlembed_core.mirror import HubUnreachableError, fetch, mirrors
     from mlembed_core.progress import track
 
     places = mirrors() if mirror is None else [mirror.absolute()]
     wanted = datasets_of(mteb_tasks(key, suite))
-    found, failed = [], []
+    found, failed, unreachable = [], [], False
     for dataset in track(wanted, description=f"Datasets of {suite_name}", total=len(wanted), unit="datasets"):
         place = dataset.find(places)
         if place is not None or only_list:
             found.append(Fetched(str(dataset), str(place) if place else "missing", place is not None))
             continue
+        if unreachable:
+            failed.append(f"{dataset}, not tried")
+            continue
         try:
             found.append(Fetched(str(dataset), str(fetch(dataset, places[0])), found=False))
         except MachineError as error:
             failed.append(str(error))
+            unreachable = isinstance(error, HubUnreachableError)
     if failed:
         raise MachineError(f"{len(failed)} of {len(wanted)} datasets of {suite_name} are missing still:\n  " + "\n  ".join(failed))
     return found

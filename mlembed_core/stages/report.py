@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from mlembed_core.artifacts import Workspace, manifest_hash, sha256_file, write_json, write_manifest, writing
+from mlembed_core.artifacts import Workspace, manifest_hash, read_manifest, sha256_file, write_json, write_manifest, writing
 from mlembed_core.config.base import Name, Section
+from mlembed_core.config.data import Sources
 from mlembed_core.config.evaluate import EvaluationParams, Suites
 from mlembed_core.config.load import load
 from mlembed_core.config.settings import Settings
 from mlembed_core.evaluate.report import page, pictures, wording
 from mlembed_core.evaluate.report.certainty import compare_settings
 from mlembed_core.evaluate.report.languages import by_language, by_script, shown_systems
+from mlembed_core.evaluate.report.origin import CONTROLS, Made, Origin
 from mlembed_core.evaluate.report.published import published_on
 from mlembed_core.evaluate.report.read import (
     Curve,
@@ -34,6 +36,7 @@ class Config(Section):
     evaluation: EvaluationParams
     name: Name
     settings: Settings
+    sources: Sources
     suites: Suites
 
 
@@ -46,7 +49,7 @@ def run(workspace: Workspace) -> None:
     config = load(workspace.params_file, Config)
     curves = read_curves(workspace, config)
     report = compare(workspace, config, curves)
-    hashes = hashes_of(workspace, config)
+    origin = origin_of(workspace, config)
     with writing(workspace, workspace.reports) as draft:
         write_json(draft / REPORT_FILE, report.to_json())
         files = {
@@ -56,11 +59,11 @@ def run(workspace: Workspace) -> None:
         }
         for name, picture in track(files.items(), description="Pictures", total=len(files), unit="files"):
             (draft / name).write_bytes(pictures.png(picture))
-        (draft / "index.html").write_text(page.render(report, curves, hashes), encoding="utf-8")
+        (draft / "index.html").write_text(page.render(report, curves, origin), encoding="utf-8")
         write_manifest(
             draft,
             stage="report",
-            params=config.model_dump(mode="json"),
+            params={**config.model_dump(mode="json", exclude={"sources"}), "sources": list(config.sources)},
             inputs={f"models/{setting}": workspace.models / setting for setting in config.settings},
             counts={
                 "settings": len(config.settings),
@@ -68,15 +71,22 @@ def run(workspace: Workspace) -> None:
                 "submodels": len(report.suites[0].submodels),
                 "tasks": sum(len(suite.tasks) for suite in report.suites),
             },
-            details={"scores": {name: digest for name, digest in hashes.items() if name.startswith("scores/")}},
+            details={"scores": origin.table_hashes},
         )
 
 
-def hashes_of(workspace: Workspace, config: Config) -> dict[str, str]:
-    """What the report is made from: the models' manifests and the score tables, by name."""
-    models = {f"models/{setting}": manifest_hash(workspace.models / setting) for setting in config.settings}
-    tables = [f"{setting}/{suite}.parquet" for suite in config.suites for setting in (*config.settings, "controls")]
-    return models | {f"scores/{table}": sha256_file(workspace.scores / table) for table in tables}
+def origin_of(workspace: Workspace, config: Config) -> Origin:
+    """What the report is made from."""
+    folders = {setting: workspace.models / setting for setting in config.settings}
+    return Origin(
+        sources=tuple(config.sources),
+        models={setting: Made(manifest_hash(folder), read_manifest(folder).get("inputs", {})) for setting, folder in folders.items()},
+        tables={
+            (owner, suite): sha256_file(workspace.scores / owner / f"{suite}.parquet")
+            for suite in config.suites
+            for owner in (*config.settings, CONTROLS)
+        },
+    )
 
 
 def read_curves(workspace: Workspace, config: Config) -> dict[str, tuple[Curve, Curve]]:

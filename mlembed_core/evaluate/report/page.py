@@ -16,6 +16,8 @@ from markupsafe import Markup
 from mlembed_core.evaluate.report import pictures, wording
 from mlembed_core.evaluate.report.certainty import against_control
 from mlembed_core.evaluate.report.languages import shown_systems
+from mlembed_core.evaluate.report.origin import Origin
+from mlembed_core.evaluate.report.origin import picture as origin_picture
 from mlembed_core.evaluate.report.published import published
 from mlembed_core.evaluate.report.read import Curve
 from mlembed_core.evaluate.report.summarise import (
@@ -38,14 +40,14 @@ MAX_TASK_COLUMNS = 8  # of the table of submodels; suites with more tasks show a
 def render(
     report: Report,
     curves: Mapping[str, tuple[Curve, Curve]],
-    hashes: Mapping[str, str],
+    origin: Origin,
     latency: Mapping[str, Any] | None = None,
 ) -> str:
     """The page.
 
     Args:
         curves: (training, validation) loss per setting.
-        hashes: what the report was made from, by name: shown so that two reports can be told apart.
+        origin: what the report was made from, so that two reports can be told apart.
         latency: what `mlembed latency` measured (machine, rows); None in the stage's out, which holds nothing measured.
     """
     environment = Environment(
@@ -59,7 +61,8 @@ def render(
         latency=None if latency is None else _latency(report, latency),
         training=_training(report),
         validated=any(item.validation_loss is not None for item in report.training),
-        hashes=hashes,
+        hashes=origin.hashes,
+        origin=_picture(origin_picture(origin), "origin", "What the report was made from"),
         num_colours=len(pictures.SETTING_COLOURS),
         light={name: colour for colour, name in pictures.CSS_NAMES.items()},
     )

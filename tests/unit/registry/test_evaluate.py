@@ -206,3 +206,23 @@ def test_a_dataset_is_fetched_whole_or_not_at_all(mirror, tmp_path, monkeypatch)
         with pytest.raises(MachineError, match=f"no/such@{'0' * 40} cannot be fetched"):
             fetch(absent, tmp_path / "to", endpoint=endpoint)
         assert not list((tmp_path / "to" / "no").rglob("*.*"))
+
+
+def test_without_network_a_prefetch_names_all_that_is_missing(workspace, mirror, monkeypatch):
+    from mlembed_core.mirror import mirrors
+
+    def offline(*_, **__):
+        raise OSError("[Errno -3] Temporary failure in name resolution")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", offline)
+    wanted = f"{TASKS},SCIDOCS,NFCorpus"
+    there = {item.dataset: item.found for item in prefetch(wanted, only_list=True)}
+    assert sorted(there.values()) == [False, False, True, True]
+    missing = [name for name, found in there.items() if not found]
+    with pytest.raises(MachineError, match="2 of 4 datasets of .* are missing still") as error:
+        prefetch(wanted)
+    message = str(error.value)
+    assert f"{missing[0]} cannot be fetched (OSError: [Errno -3] Temporary failure in name resolution)" in message
+    assert f"{missing[1]}, not tried" in message  # the hub's client takes half a minute to give up
+    assert mirrors()[0] == mirror
+    assert not list(mirror.rglob(".fetch-*"))

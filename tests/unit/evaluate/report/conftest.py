@@ -18,6 +18,8 @@ from mlembed_core.stages import report as stage
 
 PARAMS = """\
 name: made_up
+sources:
+  made_up: {kind: retrieval, origin: {type: local, files: [made_up.parquet]}}
 settings:
   baseline: {}
   3d: {mrl: auto, mll: auto, mel: {rank: 16, min_rank: 4, sampled: true}}

@@ -11,6 +11,7 @@ import pytest
 from mlembed_core.artifacts import Workspace
 from mlembed_core.config.load import read_yaml
 from mlembed_core.errors import EvaluationError
+from mlembed_core.evaluate.report.origin import Origin
 from mlembed_core.evaluate.report.page import render
 from mlembed_core.evaluate.report.published import published, published_on
 from mlembed_core.evaluate.report.summarise import Report, SuiteSummary
@@ -75,7 +76,7 @@ def test_without_single_questions_the_page_goes_without(made_up: Any, compare: A
         frame[frame["query"].isna()].to_parquet(made_up.table(name))
     report = compare(workspace)
     assert report.suites[0].comparisons == []
-    page = render(report, {}, {})
+    page = render(report, {}, Origin())
     assert "How sure the differences are" not in page
     assert "Question by question" not in page
     assert report.suites[0].languages[0].code == "eng"
@@ -95,7 +96,7 @@ def test_published_scores_stand_beside_the_same_benchmark_only(suite: SuiteSumma
     assert [item.benchmark for item in published().benchmarks] == [item["benchmark"] for item in catalogue.values()]
     english = suite.model_copy(update={"benchmark": "MTEB(eng, v2)"})
     english = english.model_copy(update={"published": published_on(english)})
-    page = render(Report(name="made_up", suites=[english], training=[]), {}, {})
+    page = render(Report(name="made_up", suites=[english], training=[]), {}, Origin())
     assert "F2LLM-v2 0.6B" in page
     assert "of 41 tasks there and 2 here: compare with care" in page
     assert "16 benchmarks" in page  # the others, apart

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from mlembed_core.artifacts import Workspace
+from mlembed_core.evaluate.report.origin import Origin
 from mlembed_core.evaluate.report.page import render
 
 BROWSER = next((found for name in ("chromium", "chromium-browser", "google-chrome", "chrome") if (found := shutil.which(name))), None)
@@ -85,7 +86,7 @@ def test_it_names_the_smallest_that_is_good_enough(page: str) -> None:
 
 def test_names_from_the_parameters_cannot_break_the_page(made_up: Any, compare: Any) -> None:
     made_up.controls["<b>&amp;"] = made_up.controls["char_tfidf"]
-    page = render(compare(made_up.write()), {}, {})
+    page = render(compare(made_up.write()), {}, Origin())
     assert "<b>" not in page
     assert "&lt;b&gt;" in page
 
