@@ -2,6 +2,7 @@
 
     python -m benchmarks.data                          # all parts, one thread, CPU seconds, interleaved rounds; Markdown tables
     python -m benchmarks.data --parts tokenise --rounds 7
+    python -m benchmarks.data --parts cores            # tokenising by threads and by processes, seconds on the clock
     python -m benchmarks.data --parts feed --documents 1000000 20000000
 
 Texts are the passages of the sources in ``data/sources`` (`dvc repro` makes them), each once; the tokenizer is the one in
@@ -37,26 +38,33 @@ from mlembed_core.data.rows import ROWS_FILE, Row, RowWriter, to_table
 from mlembed_core.data.sampler import Sampler
 from mlembed_core.data.store import FILES, FORMAT, HEADER, VERSION, TrainingCache
 from mlembed_core.data.tokenize import ENCODE_BATCH, load_tokenizer
+from mlembed_core.spread import PROCESSES
 
 NUM_TEXTS = 40_000
+COPIES = 8  # of the texts, for all cores: eight pieces of 20,000 rows
 MAX_LENGTH = 1024
 BATCH_ROWS, NEGATIVES, DRAWN = 512, 24, 7  # of the recipe
 MEAN_TOKENS, MAX_TOKENS = 30, 512
 FEED_BATCHES = 200
 OPENINGS = 21
 VOCABULARY = 151_936
+PARTS = ("tokenise", "cores", "batches", "feed")
 
 
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    arguments.add_argument("--parts", nargs="+", choices=("tokenise", "batches", "feed"), default=["tokenise", "batches", "feed"])
+    arguments.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     arguments.add_argument("--rounds", type=int, default=5)
     arguments.add_argument("--documents", type=int, nargs="+", default=[1_000_000, 20_000_000], help="of the feed")
     arguments.add_argument("--tokenizer", type=Path, help="a folder (default: data/tokenizer)")
     arguments.add_argument("--feed", type=Path, help=argparse.SUPPRESS)  # the process whose memory is measured
+    arguments.add_argument("--corpus", type=Path, help=argparse.SUPPRESS)  # a process with threads and processes of its own
     given = arguments.parse_args()
-    os.environ["RAYON_NUM_THREADS"] = "1"  # the tokenizers look when they start their threads
+    os.environ.setdefault("RAYON_NUM_THREADS", "1")  # the tokenizers look when they start their threads
     pa.set_cpu_count(1)
+    if given.corpus is not None:
+        print(corpus(given.corpus, given.tokenizer))
+        return
     if given.feed is not None:
         print(*feed(given.feed))
         return
@@ -64,6 +72,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=workspace.work if workspace.work.is_dir() else None) as scratch:
         if "tokenise" in given.parts:
             tokenise(workspace, given.tokenizer or workspace.tokenizer, Path(scratch), given.rounds)
+        if "cores" in given.parts:
+            cores(workspace, given.tokenizer or workspace.tokenizer, Path(scratch), given.rounds)
         if "batches" in given.parts:
             batches(Path(scratch), given.rounds)
         if "feed" in given.parts:
@@ -77,11 +87,7 @@ def tokenise(workspace: Workspace, tokenizer_folder: Path, scratch: Path, rounds
     texts = _texts(workspace)
     half = len(texts) // 2
     source = scratch / "source"
-    source.mkdir()
-    with RowWriter(source, 0) as writer:
-        writer.write(
-            to_table([Row(query, passage, [], None, None, None) for query, passage in zip(texts[:half], texts[half:], strict=True)], 0)
-        )
+    _write_pairs(source, list(zip(texts[:half], texts[half:], strict=True)))
     tokenizer = load_tokenizer(tokenizer_folder)
     stock = PreTrainedTokenizerFast(tokenizer_file=str(tokenizer_folder / "tokenizer.json"))
     out = scratch / "out"
@@ -118,6 +124,66 @@ def tokenise(workspace: Workspace, tokenizer_folder: Path, scratch: Path, rounds
         slow = _ratios(seconds["one call per sentence, pandas"], times)
         share = _ratios(seconds["`encode_batch_fast` alone, on a list"], times)
         print(f"| {name} | {_spread(times)} | {len(texts) / statistics.median(times):,.0f} | {_spread(slow)} | {_spread(share)} |")
+
+
+def cores(workspace: Workspace, tokenizer_folder: Path, scratch: Path, rounds: int) -> None:
+    """The same work by more threads of one process, and by more processes with a thread each; seconds on the clock."""
+    texts = _texts(workspace)
+    half = len(texts) // 2
+    pairs = [
+        (f"{copy} {query}", f"{copy} {passage}")
+        for copy in range(COPIES)
+        for query, passage in zip(texts[:half], texts[half:], strict=True)
+    ]
+    _write_pairs(scratch / "many", pairs)
+    available = len(os.sched_getaffinity(0))
+    counts = [count for count in (2, 4, 8, 16, 32, 64) if count < available] + [available]
+    ways = {"1": (1, 1)}
+    for count in counts:
+        ways |= {f"{count} threads": (count, 1), f"{count} processes": (1, count)}
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(rounds):
+        for name, (threads, processes) in ways.items():
+            done = subprocess.run(
+                [
+                    sys.executable,
+                    "-m",
+                    "benchmarks.data",
+                    "--corpus",
+                    str(scratch / "many"),
+                    "--tokenizer",
+                    str(tokenizer_folder.absolute()),
+                ],
+                env={**os.environ, "RAYON_NUM_THREADS": str(threads), PROCESSES: str(processes)},
+                capture_output=True,
+                text=True,
+                check=True,
+                cwd=Path(__file__).parents[1],
+            )
+            seconds[name].append(float(done.stdout))
+    print(f"\n{len(pairs):,} rows, {2 * len(pairs):,} texts; parquet to parquet, {available} cores\n")
+    print("| cores | s on the clock, median (min–max) | rows a second | against one |\n|---|---|---|---|")
+    for name, times in seconds.items():
+        print(f"| {name} | {_spread(times)} | {len(pairs) / statistics.median(times):,.0f} | {_spread(_ratios(seconds['1'], times))} |")
+
+
+def corpus(source: Path, tokenizer_folder: Path) -> float:
+    """Seconds that tokenising a source takes, from files to files."""
+    with tempfile.TemporaryDirectory(dir=source.parent) as scratch:
+        out = Path(scratch) / "out"
+        out.mkdir()
+        job = Job(source / ROWS_FILE, tokenizer_folder, Path(scratch) / "state", None, False, 0, MAX_LENGTH)
+        started = time.perf_counter()
+        make_corpus(job, out, scratch=out, description="")
+        return time.perf_counter() - started
+
+
+def _write_pairs(folder: Path, pairs: Sequence[tuple[str, str]]) -> None:
+    folder.mkdir()
+    with RowWriter(folder, 0) as writer:
+        for start in range(0, len(pairs), 10_000):
+            rows = [Row(query, passage, [], None, None, None) for query, passage in pairs[start : start + 10_000]]
+            writer.write(to_table(rows, 0))
 
 
 def _texts(workspace: Workspace) -> list[str]:
