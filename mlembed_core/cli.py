@@ -280,6 +280,33 @@ def preset(
 
 
 @app.command(rich_help_panel=PEOPLE)
+def migrate(
+    config: Annotated[Path, typer.Argument(help="the config.json that a training of F2LLM or ML-Embed was started with")],
+    base: Annotated[str, typer.Option("--on", help="the preset under it: what the file does not say is as there")] = "published",
+    name: Annotated[str | None, typer.Option("--name", help="of the new preset (default: the file's experiment_id)")] = None,
+    processes: Annotated[int | None, typer.Option("--processes", min=1, help="that the file's batch size was for")] = None,
+    keys: Annotated[list[str] | None, typer.Option("--key", metavar="THEIRS=KNOWN", help="a key that this release calls otherwise")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="print the preset, write nothing")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Turn a training configuration of the reference into a preset, and say what became of every key."""
+    from mlembed_core.config import migrate as migration
+
+    wrong = [key for key in keys or () if not all(key.partition("="))]
+    if wrong:
+        raise typer.BadParameter(f"{wrong[0]!r} is not of the form THEIRS=KNOWN", param_hint="--key")
+    folder = Workspace.find().root / "configs" / "presets"
+    renamed = dict(key.split("=", 1) for key in keys or ())
+    done = migration.migrate(config, folder, base=base, name=name, processes=processes, renamed=renamed)
+    path = None if dry_run else migration.write(done, folder)
+    if as_json:
+        _print_json({**done.as_dict(), "file": None if path is None else str(path)})
+        return
+    typer.echo(done.summary, err=True)
+    typer.echo(done.text.rstrip() if path is None else f"{path} is a preset now. Look at it; then: mlembed preset {done.name}")
+
+
+@app.command(rich_help_panel=PEOPLE)
 def search(
     query: Annotated[str, typer.Argument(help="what to look for")],
     model: ModelOption,
@@ -576,6 +603,17 @@ def latency(
     from mlembed_core.latency import measure
 
     _tell(measure(_workspace(), every=every, num_threads=threads), as_json=as_json)
+
+
+@app.command(rich_help_panel=PEOPLE)
+def quantised(
+    every: Annotated[bool, typer.Option("--all", help="every submodel of the report (default: uncut ones and Pareto lines)")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure what int8 and binary vectors keep of the report's scores, and write its page once more with the figures."""
+    from mlembed_core.quantised import measure
+
+    _tell(measure(_workspace(), every=every), as_json=as_json)
 
 
 def _show_budget(preset: str, rows: int | None, *, as_json: bool) -> None:

@@ -1,7 +1,7 @@
 """How fast submodels are on this machine, and the report's page with these figures in it.
 
-A time is no function of the inputs, so it stands in no out: the figures go to ``.work/measured/latency.json``, and the page is written
-once more beside them. Submodels are measured in turns, so that whatever else the machine does hits them alike.
+A time is no function of the inputs, so it stands in no out (``measured.py``). Submodels are measured in turns, so that whatever else the
+machine does hits them alike.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from typing import Any
 
 import numpy as np
 
-from mlembed_core.artifacts import Workspace, write_json
-from mlembed_core.evaluate.report.summarise import Cost, Report, SubmodelSummary
+from mlembed_core.artifacts import Workspace
+from mlembed_core.evaluate.report.summarise import SubmodelSummary
+from mlembed_core.measured import chosen_submodels, keep, page_file, read_report
 from mlembed_core.progress import Reporter
 
 NUM_TEXTS = 256  # in a batch
 NUM_SINGLE = 32  # of them one at a time, as a query comes
 ROUNDS = 3
-PAGE = "report.html"
 
 
 @dataclass(frozen=True)
@@ -44,14 +44,15 @@ class Latency:
 
 @dataclass(frozen=True)
 class Measured:
-    """What was measured, on what, and where it is told."""
+    """What was measured, of which report, on what, and where it is told."""
 
+    report: str
     machine: dict[str, Any]
     rows: list[Latency]
     page: Path
 
     def as_dict(self) -> dict[str, Any]:
-        return {"machine": self.machine, "rows": [asdict(row) for row in self.rows], "page": str(self.page)}
+        return {"report": self.report, "machine": self.machine, "rows": [asdict(row) for row in self.rows], "page": str(self.page)}
 
     @property
     def summary(self) -> str:
@@ -77,8 +78,8 @@ def measure(workspace: Workspace, *, every: bool = False, num_threads: int = 1) 
 
     from mlembed_core.registry.search import corpus_of_sources
 
-    report = Report.load(workspace.reports / "report.json")
-    chosen = _chosen(report, every=every)
+    report, digest = read_report(workspace)
+    chosen = chosen_submodels(report, every=every)
     texts = corpus_of_sources(workspace).texts
     texts = texts[:: max(1, len(texts) // NUM_TEXTS)][:NUM_TEXTS]
     torch.set_num_threads(num_threads)
@@ -90,21 +91,9 @@ def measure(workspace: Workspace, *, every: bool = False, num_threads: int = 1) 
         "texts": len(texts),
         "torch": torch.__version__,
     }
-    done = Measured(machine, rows, workspace.measured("latency").parent / PAGE)
-    done.page.parent.mkdir(parents=True, exist_ok=True)
-    write_json(workspace.measured("latency"), done.as_dict())
-    done.page.write_text(_page(workspace, done), encoding="utf-8")
+    done = Measured(digest, machine, rows, page_file(workspace))
+    keep(workspace, "latency", done.as_dict())
     return done
-
-
-def _chosen(report: Report, *, every: bool) -> list[SubmodelSummary]:
-    """Each submodel once, whatever the number of suites."""
-    found: dict[tuple[str, str], SubmodelSummary] = {}
-    for suite in report.suites:
-        for item in suite.submodels:
-            if every or item.full or any(cost in item.pareto for cost in Cost):
-                found.setdefault((item.setting, item.name), item)
-    return list(found.values())
 
 
 def _time(workspace: Workspace, chosen: Sequence[SubmodelSummary], texts: Sequence[str]) -> list[Latency]:
@@ -134,14 +123,3 @@ def _seconds(encoder: Any, texts: Sequence[str]) -> float:
     started = time.perf_counter()
     encoder.encode_documents(texts)  # its vectors are numpy's: a GPU is through when they are here
     return time.perf_counter() - started
-
-
-def _page(workspace: Workspace, measured: Measured) -> str:
-    from mlembed_core.config.load import load
-    from mlembed_core.evaluate.report import page
-    from mlembed_core.stages import report as stage
-
-    config = load(workspace.params_file, stage.Config)
-    curves = stage.read_curves(workspace, config)
-    told = {"machine": measured.machine, "rows": [asdict(row) for row in measured.rows]}
-    return page.render(Report.load(workspace.reports / "report.json"), curves, stage.origin_of(workspace, config), latency=told)

@@ -1,4 +1,4 @@
-"""The part of the hub's interface that a download of a dataset uses, over a mirror: a local server for tests."""
+"""The part of the hub's interface that a download of a dataset or a model uses, over a mirror: a local server for tests."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ class _Hub(BaseHTTPRequestHandler):
 
     def do_GET(self, *, head: bool = False) -> None:
         path = self.path.split("?")[0]
-        if path.startswith("/api/datasets/"):
-            repo, _, revision = re.sub("/(revision|tree)/", "@", path.removeprefix("/api/datasets/")).partition("@")
+        if path.startswith(("/api/datasets/", "/api/models/")):
+            repo, _, revision = re.sub("/(revision|tree)/", "@", re.sub("^/api/(datasets|models)/", "", path)).partition("@")
             revision = revision if revision not in ("", "main") else max((p.name for p in (self.root / repo).glob("*")), default="")
             folder = self.root / repo / revision
             files = {file.relative_to(folder).as_posix(): file.stat().st_size for file in sorted(folder.rglob("*")) if file.is_file()}
@@ -50,7 +50,7 @@ class _Hub(BaseHTTPRequestHandler):
                 found = [{"type": "file", "path": name, "size": size, "oid": "0" * 40} for name, size in files.items()]
             self.answer(json.dumps(found).encode() if files else None, "", head=head)
             return
-        repo, _, rest = path.removeprefix("/datasets/").partition("/resolve/")
+        repo, _, rest = path.removeprefix("/datasets").removeprefix("/").partition("/resolve/")
         file = self.root / repo / rest
         if not head:
             self.asked.append(f"{rest.partition('/')[2]}@{self.first_byte}")

@@ -69,10 +69,24 @@ def _resolve(folder: Path, name: str, *, seen: tuple[str, ...]) -> dict[str, Any
     if name in seen:
         raise ConfigError(f"presets extend each other in a circle: {' → '.join([*seen, name])}")
     path = _find(folder, name)
-    overlay = read_yaml(path)
+    return laid_over(folder, read_yaml(path), path=path, seen=(*seen, name))
+
+
+def laid_over(folder: Path, overlay: dict[str, Any], *, path: Path, seen: tuple[str, ...] = ()) -> dict[str, Any]:
+    """An overlay on top of what it extends, not checked against the schema.
+
+    Args:
+        folder: ``configs/presets``.
+        path: of the overlay, for messages.
+        seen: presets that are being put together.
+
+    Raises:
+        ConfigError: see :func:`compose`.
+    """
+    overlay = dict(overlay)
     base_name = overlay.pop("extends", None)
     dropped = overlay.pop("without", [])
-    base = _resolve(folder, base_name, seen=(*seen, name)) if base_name is not None else {}
+    base = _resolve(folder, base_name, seen=seen) if base_name is not None else {}
     for key in dropped:
         _drop(base, key, path)
     if (chosen := overlay.pop("catalogue", None)) is not None:

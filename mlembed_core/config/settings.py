@@ -9,7 +9,6 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from mlembed_core.config.base import Name, Section
 from mlembed_core.config.data import Kind
-from mlembed_core.config.model import HubBackbone
 from mlembed_core.config.train import Objective
 
 
@@ -54,11 +53,35 @@ class LocalTeacher(Section):
     )
 
 
+class HubTeacher(Section):
+    """A hub repository at a pinned commit."""
+
+    type: Literal["hub"]
+    repo: str
+    revision: Annotated[str, Field(pattern=r"^[0-9a-f]{40}$", description="a full commit hash, never a branch")]
+
+
+class RegistryTeacher(Section):
+    """A registered version, by its number: an alias moves."""
+
+    type: Literal["registry"]
+    name: Name
+    version: PositiveInt
+
+
+Teacher = LocalTeacher | HubTeacher | RegistryTeacher
+
+
 class DistillationParams(Section):
     """Pull the student's vectors to those of a frozen teacher (ML-Embed, knowledge distillation)."""
 
-    teacher: Annotated[LocalTeacher | HubBackbone, Field(discriminator="type")]
+    teacher: Annotated[Teacher, Field(discriminator="type")]
     weight: PositiveFloat = Field(description="of the term in the loss; a mean squared error of unit vectors is small, some 1/hidden")
+    max_cache_gib: Annotated[float, Field(ge=0)] = Field(
+        0.0,
+        description="where the teacher's vectors of all texts (4 bytes × texts × the student's hidden size) take at most so much disk, "
+        "each text is encoded once, before the first step; else, and with 0, those of a step are encoded in that step",
+    )
 
 
 class SettingParams(Section):

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import base64
 import io
+import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,29 @@ from mlembed_core.data.texts import num_row_groups, read_batches, read_group
 
 SAMPLED_GROUPS = 5  # of ROW_GROUP rows
 CHUNK_ROWS = 1_000_000
+# Of licences, as packages and dataset cards spell them: one name each.
+SPELLINGS = {
+    "Apache 2.0 License": "Apache-2.0",
+    "Apache License 2.0": "Apache-2.0",
+    "apache-2.0": "Apache-2.0",
+    "BSD License": "BSD",
+    "MIT License": "MIT",
+    "mit": "MIT",
+}
+# What a check found, where its name alone does not say it (config/checks.py; the embedded sources' own are repeats and leaks).
+CHECKS = {
+    "repeats": "says the same as an earlier row",
+    "leaks": "a text of it stands in another split",
+    "duplicate": "query and passage of an earlier row",
+    "query_equals_passage": "query and passage are the same",
+    "passage_among_negatives": "the passage is among its own negatives",
+    "too_few_negatives": "fewer negatives than asked for",
+    "unknown_label": "a label that the source does not list",
+    "too_long": "a text is too long",
+    "empty_query": "no query",
+    "empty_passage": "no passage",
+    "broken_unicode": "characters are broken",
+}
 NO_SCRIPT = {"Zyyy", "Zinh", "Zzzz"}  # digits and punctuation, marks, and characters that no script has
 SHOWN = 25  # languages, scripts and sources in the picture
 TEMPLATE = Path(__file__).parent / "card.html.jinja"
@@ -60,7 +84,11 @@ class SourceFacts:
 
 @dataclass(frozen=True)
 class DataCard:
-    """All sources, and their sums."""
+    """All sources, and their sums.
+
+    Attributes:
+        licences: rows of the sources that have text under each; a source of several licences counts for all of them.
+    """
 
     sources: list[SourceFacts]
     rows: int
@@ -162,11 +190,43 @@ def describe(facts: Sequence[SourceFacts]) -> DataCard:
         kinds=_ordered(_sum({source.kind: source.num_rows} for source in facts)),
         languages=_ordered(_sum(source.languages for source in facts)),
         scripts=_ordered(_sum(source.scripts for source in facts)),
-        licences=_ordered(_sum({", ".join(source.licences) or "unknown": source.num_rows} for source in facts)),
+        licences=_ordered(_sum(dict.fromkeys(single_licences(source.licences) or ["unknown"], source.num_rows) for source in facts)),
         query_lengths=[int(count) for count in _padded_sum([np.array(source.query_lengths) for source in facts])],
         passage_lengths=[int(count) for count in _padded_sum([np.array(source.passage_lengths) for source in facts])],
         dropped=_ordered(_sum(source.dropped for source in facts)),
     )
+
+
+def single_licences(expressions: Sequence[str]) -> list[str]:
+    """The licences that expressions like ``Apache-2.0 AND MIT`` are made of, each once, by one name."""
+    parts = [part.strip("() ") for text in expressions for part in re.split(r"\s+(?:AND|OR)\s+", text)]
+    return sorted({SPELLINGS.get(part, part) for part in parts if part})
+
+
+def check_in_words(name: str) -> str:
+    """``dropped: empty query`` for ``dropped_empty_query``."""
+    what, _, check = name.partition("_")
+    return f"{what}: {CHECKS.get(check, check.replace('_', ' '))}"
+
+
+def language_in_words(code: str) -> str:
+    """``German`` for ``deu``."""
+    import pycountry
+
+    found = pycountry.languages.get(alpha_3=code) if code else None
+    return getattr(found, "common_name", found.name) if found else code or "not named"
+
+
+def script_in_words(code: str) -> str:
+    """``Greek`` for ``Grek``."""
+    from fontTools.unicodedata import script_name
+
+    return str(script_name(code, default=code)).replace("_", " ")
+
+
+def _in_words(counts: Mapping[str, int], name: Callable[[str], str]) -> dict[str, int]:
+    """The same counts by names for people; two codes of one name are one."""
+    return _ordered(_sum({name(code): count} for code, count in counts.items()))
 
 
 def _sum(counts: Iterable[Mapping[str, int]]) -> Counter[str]:
@@ -195,8 +255,8 @@ def picture(card: DataCard) -> bytes:
     figure = Figure(figsize=(12, 9), dpi=100, layout="constrained")
     (by_source, by_language), (by_script, by_length) = figure.subplots(2, 2)
     _bars(by_source, {source.name: source.num_rows for source in sorted(card.sources, key=lambda item: -item.num_rows)}, "rows by source")
-    _bars(by_language, {name or "not named": count for name, count in card.languages.items()}, "rows by language (logarithmic)")
-    _bars(by_script, card.scripts, "characters by script, of a sample (logarithmic)")
+    _bars(by_language, _in_words(card.languages, language_in_words), "rows by language (logarithmic)")
+    _bars(by_script, _in_words(card.scripts, script_in_words), "characters by script, of a sample (logarithmic)")
     for axis in (by_language, by_script):
         axis.set_xscale("log")
     labels = [f"≤{2**k}" for k in range(max(len(card.query_lengths), len(card.passage_lengths)))]
@@ -231,5 +291,11 @@ def page(card: DataCard, png: bytes) -> str:
     environment = Environment(
         loader=FileSystemLoader(TEMPLATE.parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
+    environment.filters |= {"check": check_in_words, "script": script_in_words, "licences": single_licences}
+    words = {
+        "languages": _in_words(card.languages, language_in_words),
+        "scripts": _in_words(card.scripts, script_in_words),
+        "checks": _in_words(card.dropped, check_in_words),
+    }
     picture_data = base64.b64encode(png).decode()
-    return environment.get_template(TEMPLATE.name).render(card=card, picture=picture_data, shown=SHOWN) + "\n"
+    return environment.get_template(TEMPLATE.name).render(card=card, words=words, picture=picture_data, shown=SHOWN) + "\n"

@@ -15,11 +15,13 @@ def load(ref: str | Path, *, layers: int | None = None, dim: int | None = None, 
     """Open a model at a submodel.
 
     Args:
-        ref: a checkpoint or export folder (``models/3d``), ``models:/NAME@alias`` or ``models:/NAME/VERSION``.
+        ref: a checkpoint or export folder (``models/3d``), ``models:/NAME@alias``, ``models:/NAME/VERSION``, or ``ORG/NAME@COMMIT``
+            of the hub (a full commit; ``HF_ENDPOINT`` names a mirror, what was fetched once needs no network).
         layers, dim, rank: the submodel; None leaves that axis whole.
 
     Raises:
-        ArtifactError: no checkpoint in the folder, or a damaged one.
+        ArtifactError: no checkpoint of ours in the folder, or a damaged one (`mlembed import` takes others in).
+        MachineError: the hub cannot be reached, or has no such commit.
         RegistryError: no such model, alias or version, or no MLflow to ask.
         SubmodelError: a cut larger than the model.
     """

@@ -31,12 +31,14 @@ from mlembed_core.model.checkpoint import num_parameters, pooling_of, write_chec
 from mlembed_core.model.lora import add_adapters, merge_adapters
 from mlembed_core.model.network import Network
 from mlembed_core.model.resolve import load_folder
+from mlembed_core.registry.resolve import SCHEME, resolve
 from mlembed_core.train.control import StopRequest, report
 from mlembed_core.train.distributed import world_size
 from mlembed_core.train.launch import EXPECTED_WORLD_SIZE
 from mlembed_core.train.loop import LOSS_COLUMNS, Curves, train
 from mlembed_core.train.state_folder import note_out, only_one, state_folder
 from mlembed_core.train.teacher import Teacher, load_teacher
+from mlembed_core.train.teacher_vectors import taught_by
 from mlembed_core.train.tracking import open_run
 
 VALIDATION_COLUMNS = ["step", "source", "layers", "dim", "loss"]
@@ -95,6 +97,17 @@ def run(workspace: Workspace, setting_name: str) -> None:
     folder = state_folder(workspace, setting_name, fingerprint)
     alone = only_one(folder) if accelerator.is_main_process else nullcontext()
     with alone, tracker or nullcontext(), StopRequest() as stop_requested:
+        taught = taught_by(
+            teacher,
+            cache,
+            workspace.work / "teacher",
+            made_of=hashes["cache"],
+            hidden=network.shape.dim,
+            max_gib=setting.distillation.max_cache_gib if setting.distillation else 0.0,
+            params=config.train,
+            accelerator=accelerator,
+            stop_requested=stop_requested,
+        )
         curves = train(
             network,
             cache,
@@ -105,7 +118,7 @@ def run(workspace: Workspace, setting_name: str) -> None:
             state_folder=folder,
             log=tracker.log if tracker else _ignore,
             setting=setting,
-            teacher=None if teacher is None else teacher.network,
+            teacher=taught,
             stop_requested=stop_requested,
         )
         if setting.lora is not None:
@@ -125,6 +138,7 @@ def _teacher(workspace: Workspace, setting_name: str, setting: SettingParams, *,
         root=workspace.root,
         tokenizer_folder=workspace.tokenizer,
         hidden=hidden,
+        registered=lambda name, version: resolve(f"{SCHEME}{name}/{version}"),
     )
 
 

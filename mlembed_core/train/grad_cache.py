@@ -27,7 +27,8 @@ from mlembed_core.model.network import Network
 from mlembed_core.model.pack import Bucket
 from mlembed_core.train.distributed import average_gradients
 from mlembed_core.train.sharding import is_sharded
-from mlembed_core.train.step import LossTerms, StepLoss, encode, encode_taught, loss_terms, num_tokens, plan_buckets, plan_step
+from mlembed_core.train.step import LossTerms, StepLoss, encode, loss_terms, num_tokens, plan_buckets, plan_step, vectors_of
+from mlembed_core.train.teacher_vectors import TeacherVectors
 
 
 def grad_cache_step(
@@ -43,7 +44,7 @@ def grad_cache_step(
     backward: Callable[[Tensor], None],
     autocast: Callable[[], AbstractContextManager[object]],
     setting: SettingParams | None = None,
-    teacher: Network | None = None,
+    teacher: Network | TeacherVectors | None = None,
 ) -> StepLoss:
     """``step_loss`` and its backward pass, in chunks of ``params.grad_cache_tokens``; the gradients are averaged over processes.
 
@@ -60,7 +61,8 @@ def grad_cache_step(
     bucket_tokens = min(max_tokens, params.bucket_tokens or max_tokens)
     buckets = plan_buckets(network, cache, plan, max_tokens=bucket_tokens)
     with autocast():
-        taught = None if teacher is None else encode_taught(teacher, cache, plan, max_tokens=bucket_tokens)
+        device = next(network.parameters()).device
+        taught = None if teacher is None else vectors_of(teacher, cache, plan, max_tokens=bucket_tokens, device=device)
     terms = backward_in_chunks(
         network,
         # Processes go through a split network equally often: each bucket, of which they have as many, is a chunk.

@@ -37,6 +37,7 @@ from mlembed_core.train.grad_cache import grad_cache_step
 from mlembed_core.train.merge import merge
 from mlembed_core.train.optimizer import learning_rate, make_optimizer
 from mlembed_core.train.step import StepLoss, draw_rank, step_loss
+from mlembed_core.train.teacher_vectors import TeacherVectors, place
 from mlembed_core.train.tracking import loss_metrics, validation_metrics
 from mlembed_core.train.validation import validate
 
@@ -74,7 +75,7 @@ def train(
     state_folder: Path,
     log: Callable[[int, Mapping[str, float]], None],
     setting: SettingParams | None = None,
-    teacher: Network | None = None,
+    teacher: Network | TeacherVectors | None = None,
     stop_requested: Callable[[], bool] = lambda: False,
 ) -> Curves:
     """Train ``network`` in place; where its weights are split over processes, the main one's alone is whole in the end.
@@ -85,7 +86,7 @@ def train(
         state_folder: where the resume state lives, named by the fingerprint of everything that shapes the result.
         log: called on the main process with a step and its metrics.
         setting: where the loss's terms differ from ``params``; None: not at all.
-        teacher: of ``setting.distillation``, frozen.
+        teacher: of ``setting.distillation``, frozen; or what it said of all texts.
         stop_requested: asked in each step, in every process; one that says yes stops them all.
 
     Raises:
@@ -151,7 +152,7 @@ class _Run:
     state_folder: Path
     log: Callable[[int, Mapping[str, float]], None]
     setting: SettingParams
-    teacher: Network | None
+    teacher: Network | TeacherVectors | None
 
     def open(self) -> int:
         """Make the optimizer, take up the state that an earlier run left, place everything; the first step to do."""
@@ -164,11 +165,10 @@ class _Run:
             self.curves = Curves(**saved.progress)
             self.network.load_state_dict(saved.weights)
             self.accelerator.print(f"resuming after step {first} of {self.sampler.num_steps}")
-        for network in filter(None, (self.network, self.teacher)):
-            choose_attention(network.backbone, device=device, precision=precision)
+        choose_attention(self.network.backbone, device=device, precision=precision)
         self.network.checkpointing = self.params.activation_checkpointing
-        if self.teacher is not None:
-            self.teacher.to(device)
+        if isinstance(self.teacher, Network):
+            place(self.teacher, device=device, precision=precision)
         if sharding.asked_for():
             sharding.shard(self.network, device=device, precision=precision)
             self.model: nn.Module = self.network

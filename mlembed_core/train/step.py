@@ -29,6 +29,7 @@ from mlembed_core.model.network import Network
 from mlembed_core.model.pack import Bucket, filler, pack
 from mlembed_core.train.distributed import gather, largest, rank, split_rows, world_size
 from mlembed_core.train.sharding import is_sharded
+from mlembed_core.train.teacher_vectors import TeacherVectors
 
 RANK_STREAM = 1  # tells the draw of a MEL rank from the sampler's draws under the same seed and step
 
@@ -107,7 +108,7 @@ def step_loss(
     axes: Axes,
     params: TrainParams,
     setting: SettingParams | None = None,
-    teacher: Network | None = None,
+    teacher: Network | TeacherVectors | None = None,
 ) -> StepLoss:
     """Encode this process's share of the batch and compute its loss.
 
@@ -116,14 +117,14 @@ def step_loss(
 
     Args:
         setting: where the terms differ from ``params``; None: not at all.
-        teacher: of ``setting.distillation``, frozen.
+        teacher: of ``setting.distillation``, frozen; or what it said of all texts.
     """
     setting = setting or SettingParams()
     plan = plan_step(
         cache, sampler, batch, step=step, seed=seed, axes=axes, objective=setting.objective_of(batch.source.kind, params.objectives)
     )
     states = encode(network, plan_buckets(network, cache, plan, max_tokens=params.bucket_tokens), axes.mll_layers, plan.mel_rank)
-    taught = None if teacher is None else encode_taught(teacher, cache, plan, max_tokens=params.bucket_tokens)
+    taught = None if teacher is None else vectors_of(teacher, cache, plan, max_tokens=params.bucket_tokens, device=states.device)
     terms = loss_terms(states, taught, cache, plan, axes=axes, params=params, setting=setting)
     return StepLoss(terms, num_tokens(cache, plan))
 
@@ -178,9 +179,17 @@ def encode(network: nn.Module, buckets: Sequence[Bucket], exits: Sequence[int], 
 
 
 @torch.no_grad()
-def encode_taught(teacher: Network, cache: TrainingCache, plan: StepPlan, *, max_tokens: int | None) -> Float[Tensor, "text wide"]:
-    """The teacher's own vectors of the plan's texts: last exit, full rank."""
-    device = next(teacher.parameters()).device
+def vectors_of(
+    teacher: Network | TeacherVectors, cache: TrainingCache, plan: StepPlan, *, max_tokens: int | None, device: torch.device
+) -> Float[Tensor, "text wide"]:
+    """The teacher's own vectors of the plan's texts: last exit, full rank.
+
+    Args:
+        max_tokens: encoded at a time, where they are not known.
+        device: where the student, and the teacher if it has to work, are.
+    """
+    if isinstance(teacher, TeacherVectors):
+        return teacher.of(plan.texts, device)
     buckets = plan_buckets(teacher, cache, plan, max_tokens=max_tokens)
     states: Tensor = teacher([bucket.to(device) for bucket in buckets], [teacher.num_layers], None)
     return states[0].float() if states.dtype in (torch.bfloat16, torch.float16) else states[0]

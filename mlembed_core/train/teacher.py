@@ -7,6 +7,7 @@ training's fingerprint and stands in the model's manifest.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,8 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from mlembed_core.artifacts import hash_of, sha256_file
-from mlembed_core.config.model import HubBackbone
-from mlembed_core.config.settings import LocalTeacher
+from mlembed_core.config.settings import HubTeacher, LocalTeacher, RegistryTeacher
+from mlembed_core.config.settings import Teacher as TeacherParams
 from mlembed_core.errors import ArtifactError, ConfigError, MachineError
 from mlembed_core.model.checkpoint import CHECKPOINT_FACTS, pooling_of
 from mlembed_core.model.network import Network
@@ -34,7 +35,9 @@ class Teacher:
     sha256: str
 
 
-def load_teacher(params: LocalTeacher | HubBackbone, *, path: str, root: Path, tokenizer_folder: Path, hidden: int) -> Teacher:
+def load_teacher(
+    params: TeacherParams, *, path: str, root: Path, tokenizer_folder: Path, hidden: int, registered: Callable[[str, int], Path]
+) -> Teacher:
     """The teacher that ``params`` names, in evaluation mode and without gradients.
 
     Args:
@@ -42,13 +45,21 @@ def load_teacher(params: LocalTeacher | HubBackbone, *, path: str, root: Path, t
         root: what a relative path is relative to.
         tokenizer_folder: of the student.
         hidden: size of the student; a teacher is cut to it.
+        registered: finds the folder of a registered version by name and number.
 
     Raises:
         ArtifactError: no or damaged weights.
         ConfigError: the pin does not fit, another tokenizer, or a teacher narrower than its student.
         MachineError: the hub cannot be reached.
+        RegistryError: no such version.
     """
-    folder = _local_folder(params, path, root) if isinstance(params, LocalTeacher) else _hub_folder(params)
+    match params:
+        case LocalTeacher():
+            folder = _local_folder(params, path, root)
+        case HubTeacher():
+            folder = _hub_folder(params)
+        case RegistryTeacher():
+            folder = registered(params.name, params.version)
     sha256 = folder_hash(folder)
     if isinstance(params, LocalTeacher) and params.sha256 != sha256:
         found = "is not pinned" if params.sha256 is None else f"{params.sha256} is not the hash of what is in {folder}"
@@ -114,7 +125,7 @@ def _local_folder(params: LocalTeacher, path: str, root: Path) -> Path:
     return folder
 
 
-def _hub_folder(params: HubBackbone) -> Path:
+def _hub_folder(params: HubTeacher) -> Path:
     """The hub's cache of the commit, fetched unless it is there."""
     from huggingface_hub import snapshot_download
 

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
+import socket
+import subprocess
 import sys
+import time
+import urllib.error
+import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -172,6 +180,20 @@ def test_a_registered_version_is_the_backbone_of_the_next_stage(workspace: Works
     assert "has no version 2" in result.err
 
 
+def test_a_registered_version_is_a_teacher(workspace: Workspace, mlembed: Callable[..., Result]) -> None:
+    from mlembed_core.config.settings import SettingParams
+    from mlembed_core.stages.train import _teacher
+    from mlembed_core.train.teacher import folder_hash
+
+    assert mlembed("register", "3d").code == 0
+    shutil.copytree(workspace.models / "3d", workspace.tokenizer)
+    named = {"type": "registry", "name": "mlembed_embedded", "version": 1}
+    setting = SettingParams.model_validate({"distillation": {"weight": 1, "teacher": named}})
+    teacher = _teacher(workspace, "small", setting, hidden=8)
+    assert teacher is not None
+    assert teacher.sha256 == folder_hash(workspace.models / "3d")
+
+
 @pytest.mark.filterwarnings("ignore:.*Any type hint")  # MLflow's own, of its own code
 def test_a_version_is_an_mlflow_model_with_the_cuts_as_parameters(workspace: Workspace, mlembed: Callable[..., Result]) -> None:
     import mlflow
@@ -189,6 +211,54 @@ def test_a_version_is_an_mlflow_model_with_the_cuts_as_parameters(workspace: Wor
     np.testing.assert_allclose(cut, expected, atol=1e-6)
     with pytest.raises(SubmodelError, match="dim=17 is out of range"):
         model.predict(table, params={"dim": 17})
+
+
+@pytest.mark.slow
+def test_mlflow_serves_a_version_over_http(workspace: Workspace, mlembed: Callable[..., Result]) -> None:
+    """`mlflow models serve`, as a person starts it: the cuts are parameters of each request."""
+    import mlembed_core
+
+    assert mlembed("register", "3d").code == 0
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    command = [sys.executable, "-m", "mlflow", "models", "serve", "--model-uri", "models:/mlembed_embedded/1", "--env-manager", "local"]
+    environment = {**os.environ, "MLFLOW_TRACKING_URI": f"sqlite:///{workspace.root}/mlflow.db", "PYTHONPATH": str(REPOSITORY)}
+    with (workspace.root / "serve.log").open("wb") as log:
+        address = ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+        process = subprocess.Popen([*command, *address], stdout=log, stderr=log, env=environment, start_new_session=True)
+    try:
+
+        def ask(**body: Any) -> Any:
+            request = urllib.request.Request(
+                f"http://127.0.0.1:{port}/invocations", json.dumps(body).encode(), {"Content-Type": "application/json"}
+            )
+            with urllib.request.urlopen(request, timeout=60) as answer:
+                return np.array(json.load(answer)["predictions"])
+
+        end = time.monotonic() + 120
+        while True:
+            try:
+                with urllib.request.urlopen(f"http://127.0.0.1:{port}/ping", timeout=2):
+                    break
+            except OSError:
+                log_text = (workspace.root / "serve.log").read_text()
+                assert process.poll() is None, log_text
+                assert time.monotonic() < end, log_text
+                time.sleep(0.3)
+        table = {"columns": ["text"], "data": [[text] for text in TEXTS]}
+        whole = mlembed_core.load("models/3d")
+        np.testing.assert_allclose(ask(dataframe_split=table), whole.encode_documents(TEXTS), atol=1e-6)
+        cut = ask(dataframe_split=table, params={"layers": 1, "dim": 8, "rank": 4, "instruction": "Find it."})
+        expected = mlembed_core.load("models/3d", layers=1, dim=8, rank=4).encode_queries(TEXTS, instruction="Find it.")
+        np.testing.assert_allclose(cut, expected, atol=1e-6)
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            ask(dataframe_split=table, params={"dim": 17})
+        assert refused.value.code >= 400
+        assert ask(dataframe_split=table, params={"dim": 8}).shape == (4, 8)  # nobody else is harmed
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)  # the server's workers are of its session
+        process.wait()
 
 
 def test_an_export_is_checked_searched_and_held_to_its_hashes(
@@ -250,6 +320,24 @@ def test_verify_in_a_fresh_process_with_every_stack(workspace: Workspace, mlembe
     assert result.code == 0
     assert "mlembed within" in result.out
     assert "sentence-transformers within" in result.out
+
+
+def test_a_configuration_of_the_reference_becomes_a_preset(workspace: Workspace, mlembed: Callable[..., Result]) -> None:
+    presets = workspace.root / "configs" / "presets"
+    shutil.copytree(REPOSITORY / "configs" / "presets", presets)
+    (workspace.root / "config.json").write_text(json.dumps({"experiment_id": "Mine 1", "train_batch_size": 4, "lr": 1e-4, "tb_dir": "tb"}))
+    call = ["migrate", "config.json", "--on", "tiny", "--processes", "2", "--key", "lr=learning_rate"]
+    shown = mlembed(*call, "--dry-run")
+    assert shown.code == 0
+    assert not (presets / "mine_1.yaml").exists()
+    assert "taken    train_batch_size → train.batch_size: 8" in shown.err
+    assert "left out tb_dir: curves are in" in shown.err
+    assert mlembed(*call).code == 0
+    assert (presets / "mine_1.yaml").read_text().strip() == shown.out.strip()
+    assert mlembed("preset", "mine_1").code == 0
+    assert read_yaml(workspace.params_file)["train"]["learning_rate"] == 1e-4
+    assert "is not of the form THEIRS=KNOWN" in mlembed("migrate", "config.json", "--key", "lr").err
+    assert json.loads(mlembed(*call, "--json").out)["file"].endswith("mine_1.yaml")
 
 
 def test_doctor_says_what_a_preset_takes(workspace: Workspace, mlembed: Callable[..., Result]) -> None:

@@ -86,7 +86,9 @@ def test_it_is_cut_exported_and_teaches(released, tmp_path):
     assert done.submodel == "l2-d8-r4"
 
     params = LocalTeacher(type="local", path="out", sha256=folder_hash(tmp_path / "out"))
-    teacher = load_teacher(params, path="t", root=tmp_path, tokenizer_folder=tokenizer_folder(tmp_path / "student"), hidden=16)
+    teacher = load_teacher(
+        params, path="t", root=tmp_path, tokenizer_folder=tokenizer_folder(tmp_path / "student"), hidden=16, registered=Path
+    )
     assert teacher.network.shape.dim == HIDDEN
 
 

@@ -34,6 +34,7 @@ from mlembed_core.evaluate.report.summarise import (
 )
 
 TEMPLATE = Path(__file__).parent / "template.html.jinja"
+MACHINE = ("processor", "device", "threads", "texts", "torch")  # what is said of where latency was measured
 MAX_TASK_COLUMNS = 8  # of the table of submodels; suites with more tasks show averages per task type there
 
 
@@ -42,6 +43,7 @@ def render(
     curves: Mapping[str, tuple[Curve, Curve]],
     origin: Origin,
     latency: Mapping[str, Any] | None = None,
+    quantised: Mapping[str, Any] | None = None,
 ) -> str:
     """The page.
 
@@ -49,6 +51,7 @@ def render(
         curves: (training, validation) loss per setting.
         origin: what the report was made from, so that two reports can be told apart.
         latency: what `mlembed latency` measured (machine, rows); None in the stage's out, which holds nothing measured.
+        quantised: what `mlembed quantised` found (tasks, rows); None likewise.
     """
     environment = Environment(
         loader=FileSystemLoader(TEMPLATE.parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -59,6 +62,7 @@ def render(
         losses=_picture(pictures.losses(curves), "losses", "Training and validation loss by step"),
         elsewhere=_elsewhere(report),
         latency=None if latency is None else _latency(report, latency),
+        quantised=None if quantised is None else _quantised(report, quantised),
         training=_training(report),
         validated=any(item.validation_loss is not None for item in report.training),
         hashes=origin.hashes,
@@ -299,16 +303,34 @@ def _elsewhere(report: Report) -> dict[str, Any]:
 
 def _latency(report: Report, latency: Mapping[str, Any]) -> dict[str, Any]:
     """A row per measured submodel, beside what it scores on the first suite."""
-    suite = report.suites[0]
-    known = {
-        (item.setting, item.name): (index, setting, item) for index, setting in enumerate(suite.settings) for item in setting.submodels
-    }
+    suite, known = report.suites[0], _places(report)
     rows = []
     for row in latency["rows"]:
         index, setting, item = known[row["setting"], row["submodel"]]
         cells = [wording.score(item.average), f"{row['one_ms']:.1f} ms", f"{row['slow_ms']:.1f} ms", f"{row['texts_per_second']:,.0f}"]
         rows.append({"cut": wording.cut(item, setting.shape), "setting": setting.name, "colour": _colour(index), "cells": cells})
-    return {"machine": ", ".join(f"{key} {value}" for key, value in latency["machine"].items()), "suite": suite.name, "rows": rows}
+    machine = ", ".join(f"{key} {latency['machine'][key]}" for key in MACHINE)
+    return {"machine": machine, "suite": suite.name, "rows": rows}
+
+
+def _quantised(report: Report, quantised: Mapping[str, Any]) -> dict[str, Any]:
+    """A row per submodel and kind of vectors: bytes, scores, and what is left of the float32 average."""
+    known, rows = _places(report), []
+    whole: dict[tuple[str, str], float] = {}
+    for row in quantised["rows"]:
+        key = row["setting"], row["submodel"]
+        index, setting, item = known[key]
+        average = whole.setdefault(key, row["average"])  # float32 comes first
+        cells = [row["vectors"], wording.amount(row["bytes_per_vector"], Cost.VECTOR), wording.score(row["average"])]
+        cells += [wording.percent(row["average"] / average if average else None), *map(wording.score, row["scores"].values())]
+        rows.append({"cut": wording.cut(item, setting.shape), "setting": setting.name, "colour": _colour(index), "cells": cells})
+    return {"tasks": [wording.task(task) for task in quantised["tasks"]], "rows": rows}
+
+
+def _places(report: Report) -> dict[tuple[str, str], tuple[int, SettingSummary, SubmodelSummary]]:
+    """(setting, submodel) → number of the setting, the setting and the submodel, on the first suite."""
+    settings = report.suites[0].settings
+    return {(item.setting, item.name): (index, setting, item) for index, setting in enumerate(settings) for item in setting.submodels}
 
 
 def _colour(index: int) -> int:

@@ -53,6 +53,7 @@ def next_steps(report: Report) -> list[tuple[str, str]]:
         ("look at everything in a browser", "reports/index.html"),
         (f"search with {small.setting}, {wording.cut(small, shape)}", wording.search_command(small, shape)),
         ("see the graph, the runs, their curves and the registered models (Dagster and MLflow)", "make ui"),
+        ("make a registered model the champion, through the gate", "mlembed promote"),
         ("change a parameter and run what depends on it", "edit configs/params.yaml, then: dvc repro"),
     ]
     if "VIRTUAL_ENV" not in os.environ:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+import mlembed_core
 from mlembed_core.artifacts import Workspace, manifest_hash
-from mlembed_core.errors import ArtifactError, RegistryError
+from mlembed_core.errors import ArtifactError, MachineError, RegistryError
 from mlembed_core.registry.register import register
 from mlembed_core.registry.resolve import cache_folder, resolve
+from tests.mini_hub import mini_hub
+from tests.tiny import tiny_qwen3, tokenizer_folder
 
 
 @pytest.fixture
@@ -108,3 +112,47 @@ def test_outside_of_a_clone_models_go_to_the_users_cache(registered: Workspace, 
     folder = resolve("models:/house@candidate-3d")
     assert folder.is_relative_to(tmp_path / "cache" / "mlembed")
     assert manifest_hash(folder) == manifest_hash(registered.models / "3d")
+
+
+REVISION = "a" * 40
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A hub on loopback with one model of ours, and its cache; gives the model's folder."""
+    from huggingface_hub import constants
+
+    from mlembed_core.model.checkpoint import write_checkpoint
+    from mlembed_core.model.network import Network
+
+    folder = tmp_path / "mirror" / "team" / "small" / REVISION
+    folder.mkdir(parents=True)
+    tokenizer = tokenizer_folder(tmp_path / "tokenizer")
+    write_checkpoint(folder, Network(tiny_qwen3(seed=1, vocab_size=258), rank=8), tokenizer_folder=tokenizer, details={"setting": None})
+    (folder / "code.py").write_text("raise SystemExit")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    with mini_hub(tmp_path / "mirror") as endpoint:
+        monkeypatch.setattr(constants, "ENDPOINT", endpoint)
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", endpoint + "/{repo_id}/resolve/{revision}/{filename}")
+        yield folder
+
+
+def test_a_hub_id_at_a_commit_opens_at_a_cut(hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
+    ref, texts = f"team/small@{REVISION}", ["a text", "another"]
+    found = mlembed_core.load(ref, layers=1, dim=8, rank=4).encode_documents(texts)
+    np.testing.assert_array_equal(found, mlembed_core.load(hub, layers=1, dim=8, rank=4).encode_documents(texts))
+    assert not list(resolve(ref).glob("*.py"))  # no code comes along
+    with pytest.raises(MachineError, match=rf"team/other@{REVISION} cannot be fetched from the hub"):
+        mlembed_core.load(f"team/other@{REVISION}")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)  # from now on the cache serves
+    np.testing.assert_array_equal(mlembed_core.load(ref, layers=1, dim=8, rank=4).encode_documents(texts), found)
+
+
+@pytest.mark.parametrize("ref", ["team/small", "team/small@main", f"team/small@{'a' * 39}"])
+def test_a_hub_id_without_a_full_commit_is_refused(ref: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ArtifactError, match="hub repository at a full commit"):
+        mlembed_core.load(ref)

@@ -119,6 +119,21 @@ def test_a_setting_is_distilled_from_another(workspace):
     assert last["hard"] == ""
 
 
+def test_what_the_teacher_says_is_kept_where_it_fits(workspace):
+    write_params(workspace)
+    stage.run(workspace, "baseline")
+    settings = distillation(folder_hash(workspace.models / "baseline"))
+    curves = {}
+    for bound in (0, 1.0):
+        settings["distillation"]["max_cache_gib"] = bound
+        write_params(workspace, **settings)
+        stage.run(workspace, "small")
+        curves[bound] = np.genfromtxt(workspace.models / "small" / "loss_curve.csv", delimiter=",", names=True, dtype=None)
+        assert len(list((workspace.work / "teacher").glob("*/vectors.bin"))) == (1 if bound else 0)
+    # bf16: the teacher's other batches move its vectors by some 1e-3.
+    np.testing.assert_allclose(curves[1.0]["distillation"], curves[0]["distillation"], rtol=2e-2)
+
+
 def test_another_teacher_makes_another_training(workspace):
     write_params(workspace)
     stage.run(workspace, "baseline")

@@ -6,8 +6,8 @@ import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
-from mlembed_core.config.settings import LocalTeacher
-from mlembed_core.errors import ArtifactError, ConfigError
+from mlembed_core.config.settings import HubTeacher, LocalTeacher, RegistryTeacher
+from mlembed_core.errors import ArtifactError, ConfigError, MachineError
 from mlembed_core.model.pack import pack
 from mlembed_core.train.teacher import TOKENIZER_FILE, check_tokenizer, folder_hash, load_teacher
 from tests.distributed.worker import VOCAB, stock
@@ -35,11 +35,16 @@ def folders(tmp_path):
     return teacher, student
 
 
-def load(folders, *, sha256="right", hidden=16):
+def load(folders, *, sha256="right", hidden=16, params=None):
     teacher, student = folders
     pin = folder_hash(teacher) if sha256 == "right" else sha256
     return load_teacher(
-        LocalTeacher(type="local", path=teacher.name, sha256=pin), path=PATH, root=teacher.parent, tokenizer_folder=student, hidden=hidden
+        params or LocalTeacher(type="local", path=teacher.name, sha256=pin),
+        path=PATH,
+        root=teacher.parent,
+        tokenizer_folder=student,
+        hidden=hidden,
+        registered=lambda name, version: {("theirs", 3): teacher}[name, version],
     )
 
 
@@ -49,6 +54,26 @@ def test_a_teacher_is_frozen_and_known_by_its_hash(folders):
     assert not teacher.network.training
     assert not any(parameter.requires_grad for parameter in teacher.network.parameters())
     assert teacher.network.shape.dim == HIDDEN
+
+
+def test_a_registered_version_is_pinned_by_its_number(folders):
+    found = load(folders, params=RegistryTeacher(type="registry", name="theirs", version=3))
+    assert found.sha256 == folder_hash(folders[0])
+
+
+def test_a_teacher_of_the_hub_comes_from_its_cache(folders, monkeypatch):
+    """The hub's cache is made by hand, in its own form; nothing is asked for over a network."""
+    from huggingface_hub import constants
+
+    revision, hub = "1" * 40, folders[0].parent / "hub"
+    snapshot = hub / "models--org--teacher" / "snapshots" / revision
+    shutil.copytree(folders[0], snapshot)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(hub))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    params = HubTeacher(type="hub", repo="org/teacher", revision=revision)
+    assert load(folders, params=params).sha256 == folder_hash(folders[0])
+    with pytest.raises(MachineError, match=rf"cannot fetch the teacher org/teacher at {'2' * 40}.*(?s:.)*hf download"):
+        load(folders, params=HubTeacher(type="hub", repo="org/teacher", revision="2" * 40))
 
 
 @pytest.mark.parametrize("pin", [None, "0" * 64])
