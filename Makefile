@@ -19,19 +19,19 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 READY := $(VENV)/.ready
 DVC_READY := $(DVC_VENV)/.ready
 
-.PHONY: help setup demo ui stack stack-native test test-all check minilm study clean
+.PHONY: help setup demo ui stack stack-native scan test test-all check minilm study clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1|\2/p' Makefile | column -t -s '|'
 
 setup: $(READY) ## build .venv (and DVC's own environment) from the pinned constraints
 
-$(READY): constraints.txt pyproject.toml $(DVC_READY)
+$(READY): constraints.txt constraints-tools.txt pyproject.toml $(DVC_READY)
 	@echo "[setup] .venv: torch first, by its exact pin"
 	@$(VENV)/bin/python -m pip --version >/dev/null 2>&1 || '$(PYTHON)' -m venv --clear $(VENV)
 	@$(VENV)/bin/python -m pip install --quiet $(if $(TORCH_INDEX_URL),--index-url $(TORCH_INDEX_URL)) '$(TORCH)'
 	@echo "[setup] .venv: everything else, as pinned in constraints.txt (about two minutes)"
-	@$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --constraint constraints-tools.txt --editable '.[dev]'
 	@ln -sf $(DVC_VENV)/bin/dvc $(VENV)/bin/dvc
 	@touch $(READY)
 
@@ -63,6 +63,9 @@ stack: .env ## the team stack in containers: PostgreSQL, MLflow with users, Dags
 
 stack-native: $(READY) .env ## the same without containers, until Ctrl-C (PostgreSQL from the system's package)
 	@exec python -m workflows.stack
+
+scan: $(READY) ## known vulnerabilities, secrets in files, open ports, known passwords (docs/operations.md)
+	@python -m workflows.scan
 
 .env: | $(READY)
 	@umask 077; python -m workflows.stack secrets > .env.partial && mv .env.partial .env

@@ -1,9 +1,11 @@
-"""What a preset takes before it is started: parameters, memory of one GPU, disk of each stage (``mlembed doctor --preset NAME``).
+"""What a preset takes before it is started: parameters, memory of one GPU, disk of each stage (``mlembed doctor --preset NAME``), and
+with ``--machines`` the time on a cluster.
 
 Parameters are counted on a model without memory (torch's meta device), so they are exact for any architecture. Memory adds what a
 training keeps: float32 weights, gradients and AdamW's two moments, on every GPU the same or split over several (the launch profile
 fsdp2); activations are estimated from the shape.
-Disk follows the file formats; texts are taken to have the recipe's length where there is nothing to measure yet.
+Disk follows the file formats; texts are taken to have the recipe's length where there is nothing to measure yet. Time is counted:
+multiplications and bytes on the network, at rates that are given; none is measured here.
 """
 
 from __future__ import annotations
@@ -31,6 +33,8 @@ MAX_NEGATIVES = 24
 SPLIT_OVER = 8  # GPUs of the launch profile fsdp2
 GATHERED_LAYERS = 2  # whole at a time where weights are split: the one that computes, and the next
 DEFAULT_ROWS = 18_000_000  # of the recipe's stage 2
+# Rates until somebody has measured theirs: a third of an H100's dense bf16 peak (989 TFLOP/s by its data sheet), a 400 Gbit/s card per GPU.
+ASSUMED_TFLOPS, ASSUMED_GBITS = 330.0, 3200.0
 
 
 @dataclass(frozen=True)
@@ -84,6 +88,103 @@ def estimate(params: Params, *, root: Path, rows: int | None = None) -> Budget:
     return Budget(params.name, count, rows, gpu, split, _disk(params, count, rows, root))
 
 
+@dataclass(frozen=True)
+class Cluster:
+    """Machines with ``SPLIT_OVER`` GPUs each.
+
+    Attributes:
+        tflops: 10¹² operations a second that a training step reaches on one GPU (``benchmarks.train_step --device cuda``).
+        gbits: of the network, 10⁹ bits a second in each direction of one machine.
+    """
+
+    machines: int
+    tflops: float = ASSUMED_TFLOPS
+    gbits: float = ASSUMED_GBITS
+
+    @property
+    def gpus(self) -> int:
+        return self.machines * SPLIT_OVER
+
+
+@dataclass(frozen=True)
+class Duration:
+    """Of the training of one setting on a cluster.
+
+    Attributes:
+        flops: of a step, over all GPUs.
+        compute: seconds of a step.
+        network: seconds of a step in which gradients are summed over the machines, every GPU holding all weights.
+        network_split: the same, and weights gathered, where all GPUs of the cluster split the weights; in part while they compute.
+    """
+
+    steps: int
+    tokens_per_gpu: int
+    flops: float
+    compute: float
+    network: float
+    network_split: float
+
+    @property
+    def hours(self) -> float:
+        return self.steps * (self.compute + self.network) / 3600
+
+    @property
+    def hours_split(self) -> tuple[float, float]:
+        """At best (the network waits for nobody) and at worst (one after the other)."""
+        best, worst = max(self.compute, self.network_split), self.compute + self.network_split
+        return self.steps * best / 3600, self.steps * worst / 3600
+
+    def as_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "hours": self.hours, "hours_split": self.hours_split}
+
+
+def durations(params: Params, cluster: Cluster, *, root: Path, rows: int | None = None) -> dict[str, Duration]:
+    """Setting → how long its training takes. Data, scores and a teacher's vectors come on top.
+
+    Raises:
+        ConfigError: the backbone's shape is not in the parameters.
+    """
+    count, vocabulary = count_parameters(params, root=root), _vocabulary(params, root)
+    return {name: _duration(params, name, count, vocabulary, cluster, rows or DEFAULT_ROWS) for name in params.settings}
+
+
+def _duration(params: Params, name: str, count: Parameters, vocabulary: int, cluster: Cluster, rows: int) -> Duration:
+    assert isinstance(params.backbone, RandomBackbone)
+    train, mel, hidden = params.train, params.settings[name].mel, params.backbone.shape["hidden_size"]
+    tokens = train.batch_size * _texts_of_a_row(params) * MEAN_TOKENS
+    per_gpu = tokens // cluster.gpus
+    # Two operations per weight and token forward, four backward; whatever is computed again is another two. Attention over texts of
+    # this length is a few percent, and vectors of texts, not tokens, are compared.
+    passes = 6
+    if train.activation_checkpointing is Checkpointing.FULL:
+        passes += 2
+    if train.grad_cache_tokens is not None and per_gpu > train.grad_cache_tokens:
+        passes += 2
+    multiplied = count.layers + (0 if mel is None else mel.rank * hidden)
+    flops = float(passes * multiplied * tokens)
+    table = count.table if mel is None else mel.rank * (vocabulary + hidden)
+    rest, layers = table + count.other, count.layers
+    between = (cluster.machines - 1) / cluster.machines / (cluster.gbits * 1e9 / 8)  # seconds a byte: the own share does not travel
+    # A ring moves what is summed twice. Split weights travel in bf16 to every pass over the layers, forward and backward; their gradients,
+    # and the table's both, in float32, once.
+    bucket = train.bucket_tokens or train.grad_cache_tokens or per_gpu
+    buckets = max(1, -(-per_gpu // bucket))
+    split = layers * (2 * buckets * ACTIVATION_BYTES + buckets * WEIGHT_BYTES) + rest * 2 * WEIGHT_BYTES
+    return Duration(
+        steps=train.num_steps or rows // train.batch_size * train.num_epochs,
+        tokens_per_gpu=per_gpu,
+        flops=flops,
+        compute=flops / (cluster.gpus * cluster.tflops * 1e12),
+        network=2 * WEIGHT_BYTES * (layers + rest) * between,
+        network_split=split * between,
+    )
+
+
+def _texts_of_a_row(params: Params) -> int:
+    """In a step: query, positive and the hard negatives drawn, of the kind of source that draws the most."""
+    return TEXTS_PER_ROW + max(objective.num_hard_negatives for objective in params.train.objectives.values())
+
+
 def count_parameters(params: Params, *, root: Path) -> Parameters:
     """Parameters of the preset's backbone, from a model that takes no memory.
 
@@ -132,7 +233,7 @@ def _memory(params: Params, name: str, count: Parameters, vocabulary: int, *, ov
         tokens = min(tokens, train.bucket_tokens or tokens)  # one bucket is computed again at a time
     if train.activation_checkpointing is not Checkpointing.SELECTIVE:
         kept *= 2  # what norms, activations and products of elements keep
-    texts = train.batch_size * (TEXTS_PER_ROW + max(o.num_hard_negatives for o in train.objectives.values()))
+    texts = train.batch_size * _texts_of_a_row(params)
     # The table and its gradient are whole for the length of a step, layers one after the other.
     gathered = 2 * table + GATHERED_LAYERS * 2 * count.layers // layers if over > 1 else 0
     return {

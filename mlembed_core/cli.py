@@ -539,11 +539,18 @@ def mine(
 def doctor(
     preset: Annotated[str | None, typer.Option("--preset", help="instead: what this preset takes in memory and disk")] = None,
     rows: Annotated[int | None, typer.Option("--rows", min=1, help="with --preset: rows over all sources (default: 18 million)")] = None,
+    machines: Annotated[
+        int | None, typer.Option("--machines", min=1, help="with --preset: and the time on so many machines of 8 GPUs")
+    ] = None,
+    tflops: Annotated[float | None, typer.Option("--tflops", min=0.001, help="with --machines: that a step reaches on a GPU")] = None,
+    gbits: Annotated[float | None, typer.Option("--gbits", min=0.001, help="with --machines: Gbit/s of a machine's network")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Check this machine and this clone for whatever would stop the pipeline."""
+    if machines is not None and preset is None:
+        raise typer.BadParameter("it belongs to --preset", param_hint="--machines")
     if preset is not None:
-        _show_budget(preset, rows, as_json=as_json)
+        _show_budget(preset, rows, machines, tflops, gbits, as_json=as_json)
         return
     from mlembed_core.doctor import Status, diagnose
 
@@ -616,14 +623,17 @@ def quantised(
     _tell(measure(_workspace(), every=every), as_json=as_json)
 
 
-def _show_budget(preset: str, rows: int | None, *, as_json: bool) -> None:
-    from mlembed_core.budget import SPLIT_OVER, estimate
+def _show_budget(preset: str, rows: int | None, machines: int | None, tflops: float | None, gbits: float | None, *, as_json: bool) -> None:
+    from mlembed_core.budget import ASSUMED_GBITS, ASSUMED_TFLOPS, SPLIT_OVER, Cluster, durations, estimate
     from mlembed_core.config.presets import read
 
     workspace = Workspace.find()
-    budget = estimate(read(workspace.root / "configs" / "presets", preset), root=workspace.root, rows=rows)
+    params = read(workspace.root / "configs" / "presets", preset)
+    budget = estimate(params, root=workspace.root, rows=rows)
+    cluster = None if machines is None else Cluster(machines, tflops or ASSUMED_TFLOPS, gbits or ASSUMED_GBITS)
+    taken = {} if cluster is None else durations(params, cluster, root=workspace.root, rows=rows)
     if as_json:
-        _print_json(budget.as_dict())
+        _print_json({**budget.as_dict(), "durations": {setting: duration.as_dict() for setting, duration in taken.items()}})
         return
     count = budget.parameters
     typer.echo(f"{preset}: {count.total / 1e6:,.1f} M parameters (table {count.table / 1e6:,.1f}, layers {count.layers / 1e6:,.1f})")
@@ -636,6 +646,20 @@ def _show_budget(preset: str, rows: int | None, *, as_json: bool) -> None:
     typer.echo(f"disk, for {budget.rows:,} rows (DVC's cache holds a second copy unless the file system shares it)")
     for stage, size in budget.disk.items():
         typer.echo(f"  {size / 2**30:9.2f} GiB  {stage}" + ("  (its files are not there yet)" if not size else ""))
+    if cluster is None:
+        return
+    assumed = [word for word, given in (("TFLOP/s", tflops), ("Gbit/s", gbits)) if given is None]
+    typer.echo(
+        f"time on {cluster.machines} × {SPLIT_OVER} GPUs at {cluster.tflops:g} TFLOP/s a GPU and {cluster.gbits:g} Gbit/s a machine"
+        + (f"; assumed, not measured: {', '.join(assumed)}" if assumed else "")
+    )
+    for setting, duration in taken.items():
+        best, worst = duration.hours_split
+        typer.echo(f"  setting {setting}: {duration.steps:,} steps of {duration.flops:.2g} FLOP, {duration.tokens_per_gpu:,} tokens a GPU")
+        typer.echo(
+            f"    whole weights   {duration.hours:9.1f} h  ({duration.compute:.3f} s compute + {duration.network:.3f} s network a step)"
+        )
+        typer.echo(f"    split weights   {best:9.1f} … {worst:.1f} h  ({duration.network_split:.3f} s network a step, beside the compute)")
 
 
 class _Result(Protocol):

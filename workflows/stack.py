@@ -21,8 +21,8 @@ import shutil
 import subprocess
 import tarfile
 import time
-from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,8 @@ from dotenv import dotenv_values
 from assets.graph import dvc_environment
 from mlembed_core.artifacts import Workspace
 from mlembed_core.errors import ConfigError, MachineError
-from workflows.ui import HOST, LOOK_EVERY_S, Program, stay, telling_errors
+from workflows.code_server import HOST
+from workflows.ui import LOOK_EVERY_S, Program, stay, telling_errors
 
 COMPOSE = "docker-compose.yml"
 DATABASES = "databases.tar"  # of a backup
@@ -185,25 +186,46 @@ def running(workspace: Workspace) -> Iterator[Stack]:
         folder.mkdir(parents=True, exist_ok=True)
     home.chmod(0o711)  # PostgreSQL's account passes through it
     programs: dict[str, Program] = {}
-    try:
-        for service in services:
-            _link_mounts(service, workspace.root, home)
-            environment = _environment(service)
-            command = service.command
-            if service.name == "postgres":
-                command = _postgres(service, home, environment, workspace.root)
-            program = Program(service.name, command, logs / f"{service.name}.log", environment)
-            programs[service.name] = program
-            program.ensure_running(workspace.root)
-            wait_until_healthy(service, program, workspace.root)
-        yield Stack(variables, services, programs)
-    finally:
-        # The database last: the others end their transactions.
-        rest = [program for name, program in programs.items() if name != "postgres"]
-        with ThreadPoolExecutor(max(len(rest), 1)) as pool:
-            list(pool.map(Program.stop, rest))
-        if "postgres" in programs:
-            programs["postgres"].stop()
+
+    def start(service: Service) -> Program:
+        _link_mounts(service, workspace.root, home)
+        environment = _environment(service)
+        command = service.command
+        if service.name == "postgres":
+            command = _postgres(service, home, environment, workspace.root)
+        program = programs[service.name] = Program(service.name, command, logs / f"{service.name}.log", environment)
+        program.ensure_running(workspace.root)
+        return program
+
+    # Left last: whoever still waits for a service ends with it.
+    with ThreadPoolExecutor(len(services)) as pool:
+        try:
+            start_in_order(services, start, workspace.root, pool)
+            yield Stack(variables, services, programs)
+        finally:
+            # The database last: the others end their transactions.
+            list(pool.map(Program.stop, [program for name, program in programs.items() if name != "postgres"]))
+            if "postgres" in programs:
+                programs["postgres"].stop()
+
+
+def start_in_order(services: Sequence[Service], start: Callable[[Service], Program], root: Path, pool: ThreadPoolExecutor) -> None:
+    """Start each service as soon as those it waits for are healthy, and wait until all are.
+
+    This thread starts them, since the kernel kills a program when the thread that started it ends; those of ``pool`` only wait.
+
+    Raises:
+        MachineError: see :func:`wait_until_healthy`.
+    """
+    waiting, well = list(services), set[str]()
+    checks: dict[Future[None], str] = {}
+    while waiting or checks:
+        for service in [service for service in waiting if well.issuperset(service.after)]:
+            waiting.remove(service)
+            checks[pool.submit(wait_until_healthy, service, start(service), root)] = service.name
+        for done in wait(checks, return_when=FIRST_COMPLETED).done:
+            done.result()
+            well.add(checks.pop(done))
 
 
 def wait_until_healthy(service: Service, program: Program, root: Path) -> None:

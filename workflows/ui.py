@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -23,20 +21,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from dagster import DagsterInstance, DagsterRunStatus, RunsFilter
-from dagster._core.storage.tags import GRPC_INFO_TAG
-
 from assets.facts import MLFLOW_UI
 from assets.graph import dvc_environment
 from assets.processes import start, stop_tree
 from mlembed_core.artifacts import Workspace
 from mlembed_core.errors import MachineError, MlembedError
+from workflows.code_server import HOST, listens
 from workflows.home import prepare_home
 
-HOST = "127.0.0.1"
 READY_TIMEOUT_S = 120.0
 LOOK_EVERY_S = 0.5
-RUNNING = [DagsterRunStatus.STARTING, DagsterRunStatus.STARTED, DagsterRunStatus.CANCELING]
 STEADY_S = 60.0  # a program that ran so long had started well
 T = TypeVar("T")
 STARTS_AT_MOST = 5  # of one program; one that dies this often has a reason, and it stands in its log
@@ -103,7 +97,7 @@ def servers(workspace: Workspace, *, dagster_port: int = 3000, mlflow_port: int 
     python = sys.executable
     database = f"sqlite:///{workspace.root / 'mlflow.db'}"
     commands = {
-        "code server": [python, "-m", "dagster", "code-server", "start", "-h", HOST, "-p", str(code_port), "-m", "workflows.definitions"],
+        "code server": [python, "-m", "workflows.code_server", "--host", HOST, "--port", str(code_port)],
         "web server": [python, "-m", "dagster_webserver", "-h", HOST, "-p", str(dagster_port), "-w", str(layout)],
         "daemon": [python, "-m", "dagster._daemon", "run", "-w", str(layout)],
         "mlflow": [
@@ -125,10 +119,9 @@ def servers(workspace: Workspace, *, dagster_port: int = 3000, mlflow_port: int 
     logs.mkdir(exist_ok=True)
     programs = [Program(name, command, logs / f"{name.replace(' ', '_')}.log", environment) for name, command in commands.items()]
     code_server, *others = programs
-    end_orphans()
     try:
         code_server.ensure_running(workspace.root)
-        _wait_for(lambda: _listens(code_port), code_server)
+        _wait_for(lambda: listens(code_port), code_server)
         for program in others:
             program.ensure_running(workspace.root)
         _wait_for(lambda: _answers(f"{dagster_url}/server_info"), others[0])
@@ -137,15 +130,6 @@ def servers(workspace: Workspace, *, dagster_port: int = 3000, mlflow_port: int 
     finally:
         with ThreadPoolExecutor(len(programs)) as pool:
             list(pool.map(Program.stop, programs))
-
-
-def end_orphans() -> None:
-    """Fail the runs of a code server that is gone (a reboot, a kill): nobody else will, and they would hold their place for ever."""
-    with DagsterInstance.get() as instance:
-        for run in instance.get_runs(RunsFilter(statuses=RUNNING)):
-            server = json.loads(run.tags.get(GRPC_INFO_TAG, "{}"))
-            if server.get("port") and not _listens(int(server["port"])):
-                instance.report_run_failed(run, "The code server that ran it is gone.")
 
 
 def keep_running(workspace: Workspace, programs: list[Program]) -> None:
@@ -158,15 +142,9 @@ def keep_running(workspace: Workspace, programs: list[Program]) -> None:
 
 def free_port(wanted: int, *, but: Sequence[int] = ()) -> int:
     """``wanted``, or the next port that nobody listens on and that is none of ``but``."""
-    while wanted in but or _listens(wanted):
+    while wanted in but or listens(wanted):
         wanted += 1
     return wanted
-
-
-def _listens(port: int) -> bool:
-    with socket.socket() as probe:
-        probe.settimeout(1)
-        return probe.connect_ex((HOST, port)) == 0
 
 
 def _answers(url: str) -> bool:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from typer.main import get_command
 
+from docs.write_parameters import PAGE, page
 from mlembed_core.cli import app
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -22,6 +23,19 @@ def test_commands_and_files_exist(document):
     assert set(re.findall(r"(?:^|\s)mlembed ([a-z]+)", code)) <= set(get_command(app).commands)
     for link in re.findall(r"\]\(([^)#:]+)\)", text):
         assert (document.parent / link).exists(), f"{document.name} links to {link}"
+
+
+def test_the_reference_of_the_parameters_is_that_of_the_schema():
+    assert PAGE.read_text(encoding="utf-8") == page(), "run: python -m docs.write_parameters --write"
+
+
+def test_every_link_inside_the_reference_leads_somewhere():
+    headings = {re.sub(r"[^\w-]", "", line[3:].strip().lower().replace(" ", "-")) for line in page().splitlines() if line.startswith("## ")}
+    links = set(re.findall(r"\]\(#([^)]+)\)", page()))
+    assert links
+    assert links <= headings
+    for key in ("train.objectives.KIND", "settings.NAME.mel", "sources.NAME.origin (type: hub)", "gate"):
+        assert f"## `{key}`" in page()
 
 
 def test_nothing_tells_where_it_was_written():

@@ -4,6 +4,8 @@ import os
 import re
 import shutil
 import subprocess
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,7 @@ import yaml
 from mlembed_core.artifacts import Workspace
 from mlembed_core.errors import ConfigError, MachineError
 from workflows import stack
-from workflows.stack import SECRETS, interpolate, native_variables, read_services
+from workflows.stack import SECRETS, Service, interpolate, native_variables, read_services
 
 ROOT = Path(__file__).resolve().parents[2]
 COMPOSE = ROOT / "docker-compose.yml"
@@ -108,3 +110,53 @@ def test_a_folder_that_is_no_database_is_left_alone(tmp_path, monkeypatch):
     with pytest.raises(MachineError, match="no database of PostgreSQL"):
         stack._postgres(service, tmp_path, service.environment | {"PATH": str(bin_folder)}, ROOT)
     assert (tmp_path / "postgres" / "data" / "mine").is_file()
+
+
+def service(name, *after):
+    return Service(name, [name], {}, [], list(after))
+
+
+class Order:
+    """Services that become healthy when told, in the place of programs; `started` is the order of their start."""
+
+    def __init__(self, monkeypatch, slow=(), broken=()):
+        self.started, self.slow, self.broken, self.released = [], slow, broken, threading.Event()
+        monkeypatch.setattr(stack, "wait_until_healthy", self.wait)
+
+    def start(self, service):
+        self.started.append((service.name, threading.current_thread() is threading.main_thread()))
+        return service.name
+
+    def wait(self, service, _program, _root):
+        if service.name in self.broken:
+            raise MachineError(f"{service.name} did not become healthy")
+        if service.name in self.slow:
+            assert self.released.wait(10)
+
+    def run(self, *services):
+        with ThreadPoolExecutor(len(services)) as pool:
+            try:
+                stack.start_in_order(services, self.start, ROOT, pool)
+            finally:
+                self.released.set()
+
+
+def test_services_start_side_by_side_as_far_as_they_do_not_wait_for_each_other(monkeypatch):
+    order = Order(monkeypatch, slow=("registry",))
+    threading.Timer(0.2, order.released.set).start()
+    order.run(
+        service("database"),
+        service("registry", "database"),
+        service("code", "database"),
+        service("pages", "code"),
+        service("last", "registry"),
+    )
+    # The pages did not wait for the registry; the kernel ends a program with the thread that started it, so that has to be this one.
+    assert order.started == [(name, True) for name in ("database", "registry", "code", "pages", "last")]
+
+
+def test_a_service_that_fails_stops_the_start(monkeypatch):
+    order = Order(monkeypatch, broken=("code",))
+    with pytest.raises(MachineError, match="code did not become healthy"):
+        order.run(service("database"), service("code", "database"), service("pages", "code"))
+    assert [name for name, _ in order.started] == ["database", "code"]

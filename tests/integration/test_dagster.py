@@ -63,12 +63,12 @@ class Servers:
         assert "errors" not in answer, answer
         return answer["data"]
 
-    def launch(self, *, job="__ASSET_JOB", asset=None, partition=None):
+    def launch(self, *, job="__ASSET_JOB", asset=None, partition=None, config=None):
         selector = {"repositoryName": "__repository__", "repositoryLocationName": "mlembed", "pipelineName": job}
         if asset:
             selector["assetSelection"] = [{"path": [asset]}]
         tags = [{"key": "dagster/partition", "value": partition}] if partition else []
-        params = {"selector": selector, "runConfigData": {}, "mode": "default", "executionMetadata": {"tags": tags}}
+        params = {"selector": selector, "runConfigData": config or {}, "mode": "default", "executionMetadata": {"tags": tags}}
         answer = self.ask(LAUNCH, p=params)["launchPipelineExecution"]
         assert answer["__typename"] == "LaunchRunSuccess", answer
         return answer["run"]["runId"]

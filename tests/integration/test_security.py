@@ -20,10 +20,10 @@ from tests.integration.conftest import ROOT, run
 SPRUNG = "pickle was opened"
 SECRETS = {
     "HF_TOKEN": "hf_planted0secret0token0aaaa",
-    "MLEMBED_API_KEY": "planted-api-key-bbbb",
-    "AWS_SECRET_ACCESS_KEY": "planted/aws/secret/cccc",
-    "MLFLOW_TRACKING_PASSWORD": "planted-mlflow-password-dddd",
-    "WANDB_API_KEY": "planted-wandb-eeee",
+    "MLEMBED_API_KEY": "planted-api-key-bbbb",  # pragma: allowlist secret
+    "AWS_SECRET_ACCESS_KEY": "planted/aws/secret/cccc",  # pragma: allowlist secret
+    "MLFLOW_TRACKING_PASSWORD": "planted-mlflow-password-dddd",  # pragma: allowlist secret
+    "WANDB_API_KEY": "planted-wandb-eeee",  # pragma: allowlist secret
 }
 
 
@@ -227,7 +227,7 @@ def test_secrets_of_the_environment_are_written_nowhere(workspace, tmp_path):
         done = run(folder, *command, check=command[-1] != "doctor", DAGSTER_HOME=str(folder / ".dagster"), **secrets)
         said.append(done.stdout + done.stderr)
     # A password in an address, on a server that is not there.
-    address = "http://ada:planted-in-the-address-ffff@127.0.0.1:9"
+    address = "http://ada:planted-in-the-address-ffff@127.0.0.1:9"  # pragma: allowlist secret
     done = run(folder, "mlembed", "register", "3d", check=False, MLFLOW_TRACKING_URI=address, MLFLOW_HTTP_REQUEST_MAX_RETRIES="0")
     said.append(done.stdout + done.stderr)
     assert done.returncode == 9

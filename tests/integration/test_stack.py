@@ -2,6 +2,8 @@
 
 import base64
 import json
+import os
+import re
 import shutil
 import signal
 import socket
@@ -23,6 +25,7 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(not SERVER_PROGRAMS and shutil.which("initdb") is None, reason="no PostgreSQL server here (package postgresql)"),
 ]
+NAME = "mlembed_tiny"
 PORT_NAMES = ("DAGSTER_PORT", "MLFLOW_PORT", "CODE_PORT", "POSTGRES_PORT")
 
 
@@ -53,9 +56,12 @@ class Team:
     def stop(self):
         assert self.servers.stop() == []
 
-    def mlflow(self, path, password=None, **query):
+    def mlflow(self, path, password=None, body=None, **query):
         """A call of MLflow's interface as the administrator; other passwords, or none (""), on demand."""
         call = urllib.request.Request(f"{self.servers.mlflow}/api/2.0/mlflow/{path}?{urllib.parse.urlencode(query)}")
+        if body is not None:
+            call.data = json.dumps(body).encode()
+            call.add_header("Content-Type", "application/json")
         password = self.secrets["MLFLOW_ADMIN_PASSWORD"] if password is None else password
         if password:
             call.add_header("Authorization", "Basic " + base64.b64encode(f"admin:{password}".encode()).decode())
@@ -68,17 +74,41 @@ class Team:
             for version in self.mlflow("model-versions/search", max_results=100).get("model_versions", [])
         }
 
-    def mlembed(self, *arguments, check=True):
-        """The command line with the address and account of the stack, as a colleague would set them."""
-        return run(
-            self.folder,
-            "mlembed",
-            *arguments,
-            check=check,
-            MLFLOW_TRACKING_URI=self.servers.mlflow,
-            MLFLOW_TRACKING_USERNAME="admin",
-            MLFLOW_TRACKING_PASSWORD=self.secrets["MLFLOW_ADMIN_PASSWORD"],
-        )
+    def environment(self):
+        """The addresses and accounts of the stack, as a colleague would set them."""
+        return {
+            "MLFLOW_TRACKING_URI": self.servers.mlflow,
+            "MLFLOW_TRACKING_USERNAME": "admin",
+            "MLFLOW_TRACKING_PASSWORD": self.secrets["MLFLOW_ADMIN_PASSWORD"],
+            "MLEMBED_PROMOTIONS_DATABASE": "postgresql+psycopg2:///promotions",
+            "PGHOST": "127.0.0.1",
+            "PGPORT": self.variables["POSTGRES_PORT"],
+            "PGUSER": "dagster",
+            "PGPASSWORD": self.secrets["DAGSTER_DB_PASSWORD"],
+        }
+
+    def moves(self):
+        """The record of promotions in the database: (act, before, after, why)."""
+        said = json.loads(run(self.folder, "mlembed", "history", "--json", **self.environment()).stdout)
+        assert "table mlembed_promotions" in said["place"]
+        return [(move["act"], move["before"], move["after"], move["why"]) for move in said["moves"]]
+
+    def champion(self):
+        aliases = self.mlflow("registered-models/get", name=NAME)["registered_model"].get("aliases", [])
+        return {alias["alias"]: alias["version"] for alias in aliases}.get("champion")
+
+    def act(self, job, op, **config):
+        """Start a job of the registry through GraphQL."""
+        return self.servers.launch(job=job, config={"ops": {op: {"config": config}}})
+
+    def promote(self, version, why=""):
+        return self.act("promote", "promote_through_the_gate", version=version, why=why)
+
+    def rollback(self, why):
+        return self.act("rollback", "give_the_alias_back", why=why)
+
+    def said(self, run_id):
+        return "\n".join(self.servers.logs(run_id))
 
     def postmaster(self):
         return psutil.Process(int((self.home / "postgres" / "data" / "postmaster.pid").read_text().splitlines()[0]))
@@ -135,6 +165,43 @@ def test_the_pipeline_runs_and_its_versions_are_registered(team):
     assert not (team.folder / "mlflow.db").exists()
 
 
+def test_of_two_promotions_at_once_one_wins_and_the_other_is_told(team):
+    runs = {setting: team.promote(setting, why="both want it") for setting in ("baseline", "3d")}
+    ended = {setting: team.servers.finish(run_id, timeout=180) for setting, run_id in runs.items()}
+    assert sorted(ended.values()) == ["FAILURE", "SUCCESS"], [team.said(run_id) for run_id in runs.values()]
+    loser = next(setting for setting, status in ended.items() if status == "FAILURE")
+    assert f"the champion of {NAME} is being moved by somebody else" in team.said(runs[loser])
+    assert team.moves() == [("promote", None, team.champion(), "both want it")]
+
+
+def test_the_gate_refuses_in_dagster_with_its_reasons(team):
+    champion, moves = team.champion(), team.moves()
+    settings = {version: tags["mlembed.setting"] for (_, version), tags in team.versions().items()}
+    other = next(setting for version, setting in settings.items() if version != champion)
+    params = team.folder / "configs" / "params.yaml"
+    params.write_text((before := params.read_text()).replace("margin: 0.0", "margin: 0.5"))
+    run_id = team.promote(other)
+    assert team.servers.finish(run_id, timeout=180) == "FAILURE"
+    params.write_text(before)
+    assert f"({other}) was not promoted. Against the champion, version {champion}" in team.said(run_id)
+    assert "beats_the_champion" in team.said(run_id)
+    assert "needed: at least +0.5" in team.said(run_id)
+    assert (team.champion(), team.moves()) == (champion, moves)
+
+
+def test_an_alias_moved_by_hand_is_noted_and_taken_back(team):
+    champion = team.champion()
+    other = next(version for _, version in team.versions() if version != champion)
+    team.mlflow("registered-models/alias", body={"name": NAME, "alias": "champion", "version": other})
+    run_id = team.rollback("not through the gate")
+    assert team.servers.finish(run_id, timeout=180) == "SUCCESS", team.said(run_id)
+    assert team.champion() == champion
+    assert [move[:3] for move in team.moves()[-2:]] == [("by hand", champion, other), ("rollback", other, champion)]
+    again = team.rollback("once more")
+    assert team.servers.finish(again, timeout=180) == "FAILURE"
+    assert f"{NAME} has no champion before {champion}" in team.said(again)
+
+
 def test_a_killed_database_comes_back_and_nothing_is_half_recorded(team):
     before = team.versions()
     run_id = team.servers.launch(asset="registered_model", partition="3d")
@@ -151,6 +218,19 @@ def test_a_killed_database_comes_back_and_nothing_is_half_recorded(team):
     assert team.versions().keys() == before.keys()
 
 
+def test_a_run_whose_machine_died_is_failed_and_can_be_started_again(team):
+    run_id = team.servers.launch(asset="registered_model", partition="3d")
+    wait_until(lambda: team.servers.status(run_id) == "STARTED", 60)
+    code = next(child for child in psutil.Process(team.servers.process.pid).children() if "workflows.code_server" in child.cmdline())
+    for process in [code, *code.children(recursive=True)]:  # all at once, as when a container or machine goes
+        process.kill()
+    assert team.servers.finish(run_id, timeout=120) == "FAILURE"
+    assert "The code server that ran it is gone" in team.said(run_id)
+    wait_until(lambda: answers(team), 120)
+    run_id = team.servers.launch(asset="registered_model", partition="3d")
+    assert team.servers.finish(run_id, timeout=180) == "SUCCESS", team.said(run_id)
+
+
 def answers(team):
     try:
         return bool(team.versions()) and bool(team.servers.stale())
@@ -159,18 +239,17 @@ def answers(team):
 
 
 def test_after_a_restart_nothing_is_lost(team):
-    versions, materialised = team.versions(), team.servers.versions()
+    before = (team.versions(), team.servers.versions(), team.champion(), team.moves())
     team.stop()
     team.start()
-    assert team.versions() == versions
-    assert team.servers.versions() == materialised
+    assert (team.versions(), team.servers.versions(), team.champion(), team.moves()) == before
 
 
 def test_backup_and_restore(team, homes, tmp_path):
     target = tmp_path / "backup"
     stack = [sys.executable, "-m", "workflows.stack"]
     run(team.folder, *stack, "backup", str(target), **team.variables)
-    versions = team.versions()
+    versions, moves = team.versions(), team.moves()
     refused = run(team.folder, *stack, "restore", str(target), check=False, **team.variables)
     assert "a backup replaces none" in refused.stderr
     team.stop()
@@ -178,14 +257,28 @@ def test_backup_and_restore(team, homes, tmp_path):
     team.variables["MLEMBED_STACK"] = str(team.home)
     run(team.folder, *stack, "restore", str(target), **team.variables)
     team.start()
-    assert team.versions() == versions
+    assert (team.versions(), team.moves()) == (versions, moves)
     (name, version), _ = sorted(versions.items())[-1]
     run(
         team.folder,
         *(sys.executable, "-c", "import sys, mlflow; mlflow.artifacts.download_artifacts(sys.argv[1], dst_path=sys.argv[2])"),
         *(f"models:/{name}/{version}", str(tmp_path / "model")),
-        MLFLOW_TRACKING_URI=team.servers.mlflow,
-        MLFLOW_TRACKING_USERNAME="admin",
-        MLFLOW_TRACKING_PASSWORD=team.secrets["MLFLOW_ADMIN_PASSWORD"],
+        **team.environment(),
     )
     assert list((tmp_path / "model").rglob("model.safetensors"))
+
+
+def test_many_clients_while_a_pipeline_runs(team):
+    """Bounds for a quick look; those of the issue with MLEMBED_LOAD_CLIENTS=50 MLEMBED_LOAD_SECONDS=60."""
+    params = team.folder / "configs" / "params.yaml"
+    params.write_text(re.sub(r"^seed: \d+", "seed: 4242", params.read_text(), flags=re.MULTILINE))  # so that all is computed again
+    bounds = [
+        word
+        for name, value in (("clients", "10"), ("seconds", "10"))
+        for word in (f"--{name}", os.environ.get(f"MLEMBED_LOAD_{name.upper()}", value))
+    ]
+    addresses = ["--dagster", team.servers.dagster, "--mlflow", team.servers.mlflow]
+    done = run(team.folder, sys.executable, "-m", "benchmarks.stack_load", *addresses, *bounds, check=False, **team.environment())
+    print(done.stdout)
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+    assert "meanwhile: SUCCESS" in done.stdout

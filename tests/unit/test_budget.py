@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mlembed_core.budget import QWEN3_VOCABULARY, count_parameters, estimate
+from mlembed_core.budget import MEAN_TOKENS, QWEN3_VOCABULARY, SPLIT_OVER, Cluster, count_parameters, durations, estimate
 from mlembed_core.config.axes import resolve_axes
 from mlembed_core.config.model import LocalBackbone
 from mlembed_core.config.presets import read
@@ -109,3 +109,31 @@ def test_a_tokenizer_that_is_there_is_asked(tmp_path):
     budget = estimate(read(PRESETS, "ml-embed-80m"), root=tmp_path)
     assert budget.parameters.table == 3 * 320
     assert budget.disk["source"] == 5
+
+
+def test_time_on_a_cluster_is_counted_by_hand():
+    params = read(PRESETS, "tiny")
+    count, rank, hidden = count_parameters(params, root=ROOT), params.settings["3d"].mel.rank, params.backbone.shape["hidden_size"]
+    texts = 2 + max(objective.num_hard_negatives for objective in params.train.objectives.values())
+    tokens = params.train.batch_size * texts * MEAN_TOKENS
+    one = durations(params, Cluster(1, tflops=1e-3, gbits=8), root=ROOT)["3d"]
+    assert one.steps == params.train.num_steps
+    assert one.flops == 6 * (count.layers + rank * hidden) * tokens  # nothing is computed again
+    assert one.compute == pytest.approx(one.flops / (SPLIT_OVER * 1e9))
+    assert (one.network, one.network_split) == (0, 0)  # a single machine sends nothing
+    four = durations(params, Cluster(4, tflops=1e-3, gbits=8), root=ROOT)["3d"]
+    assert four.compute == pytest.approx(one.compute / 4)
+    network = Network(random_backbone(params.backbone, vocab_size=params.tokenizer.vocab_size, seed=0), rank=rank)
+    trained = sum(parameter.numel() for parameter in network.parameters())
+    assert four.network == pytest.approx(2 * 4 * trained * (3 / 4) / 1e9)  # a ring moves three quarters, twice; 8 Gbit/s are 1e9 bytes
+    best, worst = four.hours_split
+    assert best <= worst == pytest.approx(four.steps * (four.compute + four.network_split) / 3600)
+
+
+def test_what_is_computed_again_costs_another_forward_pass():
+    full = durations(read(PRESETS, "ml-embed-8b"), Cluster(16), root=ROOT)["3d"]
+    count = count_parameters(read(PRESETS, "ml-embed-8b"), root=ROOT)
+    tokens = full.tokens_per_gpu * 16 * SPLIT_OVER
+    assert full.flops / tokens == pytest.approx(8 * count.layers, rel=0.01)  # checkpointing full; one chunk a GPU
+    one = durations(read(PRESETS, "ml-embed-8b"), Cluster(1), root=ROOT)["3d"]
+    assert one.flops / full.flops == pytest.approx(10 / 8, rel=0.01)  # more tokens a GPU than a chunk of GradCache has

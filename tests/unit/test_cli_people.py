@@ -348,6 +348,10 @@ def test_doctor_says_what_a_preset_takes(workspace: Workspace, mlembed: Callable
     assert "memory per GPU, setting 3d" in result.out
     assert "disk, for 1,000,000 rows" in result.out
     assert json.loads(mlembed("doctor", "--preset", "ml-embed-80m", "--json").out)["disk"]["cache"] > 0
+    said = mlembed("doctor", "--preset", "ml-embed-80m", "--machines", "16", "--tflops", "100").out
+    assert "time on 16 × 8 GPUs at 100 TFLOP/s a GPU and 3200 Gbit/s a machine; assumed, not measured: Gbit/s" in said
+    assert "whole weights" in said
+    assert "it belongs to --preset" in mlembed("doctor", "--machines", "16").err
 
 
 def test_doctor_speaks_to_people_and_machines(workspace: Workspace, mlembed: Callable[..., Result]) -> None:

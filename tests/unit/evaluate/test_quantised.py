@@ -15,12 +15,13 @@ from mlembed_core.measured import keep
 from mlembed_core.stages import control, evaluate
 from mlembed_core.stages import report as stage
 
+SOURCES = "{answers: {kind: retrieval, origin: {type: local, files: [answers.parquet]}}}"
 pytestmark = pytest.mark.usefixtures("environment_stays")
 
 
 @pytest.fixture
 def reported(workspace):
-    workspace.params_file.write_text(f"name: tests\nsettings: {{mine: {{}}}}\n{workspace.params_file.read_text()}")
+    workspace.params_file.write_text(f"name: tests\nsources: {SOURCES}\nsettings: {{mine: {{}}}}\n{workspace.params_file.read_text()}")
     (workspace.models / "mine" / "loss_curve.csv").write_text("step,loss\n1,2.0\n")
     (workspace.models / "mine" / "validation_curve.csv").write_text("step,source,layers,dim,loss\n")
     evaluate.run(workspace, "mine", "small")

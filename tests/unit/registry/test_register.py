@@ -239,7 +239,7 @@ def test_a_server_that_is_down_is_named_without_its_password(workspace: Workspac
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://user:secret@127.0.0.1:{port}")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://user:secret@127.0.0.1:{port}")  # pragma: allowlist secret
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with pytest.raises(RegistryError, match=f"MLflow at http://\\*\\*\\*@127.0.0.1:{port} failed") as caught:
         register(workspace, ["3d"])

@@ -170,7 +170,7 @@ def train_ten_steps(tracker: Tracker) -> float:
 def test_a_server_that_is_down_costs_one_warning(
     start: Callable[..., Tracker], closed_port: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://user:secret@127.0.0.1:{closed_port}")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://user:secret@127.0.0.1:{closed_port}")  # pragma: allowlist secret
     started = time.monotonic()
     with start() as tracker:
         assert train_ten_steps(tracker) < 0.5
