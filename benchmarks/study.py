@@ -101,15 +101,19 @@ class Run:
 
     def _run_seed(self, seed: int) -> None:
         folder = self.seed_folder(seed)
-        self._prepare(folder, {**self.values, "seed": seed})
-        for name in ("sources", "tokenizer", "cache"):
-            if not (folder / "data" / name).exists():
-                (folder / "data" / name).symlink_to(self.shared / "data" / name)
+        self._enter(folder, seed)
         self._do(folder, "backbone")
         self._do(folder, "control", SUITE)
         for setting in self.values["settings"]:
             self._do(folder, "train", setting)
             self._do(folder, "evaluate", setting, SUITE)
+
+    def _enter(self, folder: Path, seed: int) -> None:
+        """Make a workspace for a seed, with what all seeds share."""
+        self._prepare(folder, {**self.values, "seed": seed})
+        for name in ("sources", "tokenizer", "cache"):
+            if not (folder / "data" / name).exists():
+                (folder / "data" / name).symlink_to(self.shared / "data" / name)
 
     def _prepare(self, folder: Path, values: dict[str, Any]) -> None:
         (folder / "configs").mkdir(parents=True, exist_ok=True)

@@ -40,10 +40,16 @@ def prune(model: nn.Module, params: PruneParams, buckets: Iterable[Bucket]) -> n
     Raises:
         ConfigError: a size larger than the model's, another form, or nothing to calibrate on.
     """
+    _check(model, cast("Any", model).config, params)
+    return prune_by(model, params, *activation_norms(model, buckets))
+
+
+def prune_by(
+    model: nn.Module, params: PruneParams, hidden_norms: Float[Tensor, "hidden"], mlp_norms: list[Float[Tensor, "mlp"]]
+) -> nn.Module:
+    """As :func:`prune`, keeping the dimensions and neurons whose numbers are largest, whatever these are."""
     config = cast("Any", model).config
-    _check(model, config, params)
     layers = params.num_hidden_layers or config.num_hidden_layers
-    hidden_norms, mlp_norms = activation_norms(model, buckets)
     kept = _largest(hidden_norms, params.hidden_size or config.hidden_size)
     pruned_config = copy.deepcopy(config)
     pruned_config.hidden_size = len(kept)

@@ -272,7 +272,7 @@ class _Run:
 
     def return_weights(self, network: Network) -> None:
         """Give the main process's ``network`` the weights of the one that was split over the processes."""
-        if network is not self.network:
+        if sharding.is_sharded(self.network):  # every process has to ask, not just the one that keeps the whole
             weights = sharding.whole_on_main(self.network.state_dict())
             if self.accelerator.is_main_process:
                 network.load_state_dict(weights)
