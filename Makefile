@@ -19,7 +19,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 READY := $(VENV)/.ready
 DVC_READY := $(DVC_VENV)/.ready
 
-.PHONY: help setup demo ui stack stack-native scan test test-all check minilm study clean
+.PHONY: help setup demo ui stack stack-native scan test test-all check minilm study bench clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1|\2/p' Makefile | column -t -s '|'
@@ -89,6 +89,16 @@ minilm: $(READY) ## fetch the pretrained encoder of the preset minilm (83 MB, a 
 
 study: minilm ## does 3D-ML work? matched trainings over three seeds; resumable; the tables in benchmarks/README.md (hours on two cores)
 	@python -m benchmarks.study
+
+bench: $(READY) ## after `make demo`: how fast server, training step, evaluation and data are here, beside others (some ten minutes)
+	@echo "[bench] the server: 32 clients for 60 seconds, against offline batches"
+	@python -m benchmarks.serve --clients 32 --seconds 60
+	@echo "[bench] one training step, small shape"
+	@python -m benchmarks.train_step --shape small --rounds 2
+	@echo "[bench] a whole grid from one pass"
+	@python -m benchmarks.grid_eval --texts 150 --rounds 1
+	@echo "[bench] tokenising, and assembling batches"
+	@python -m benchmarks.data --parts tokenise batches --rounds 3
 
 clean: ## remove the environments, the outs and the scratch; DVC's cache (.dvc/cache) and MLflow's database stay
 	@rm -rf $(VENV) $(DVC_VENV) .work data models reports scores/**/*.parquet *.egg-info .mypy_cache .ruff_cache .pytest_cache
