@@ -31,6 +31,7 @@ import numpy as np
 MOST_CLIENTS, MOST_SECONDS = 200, 600.0
 TIMEOUT_S = 60.0
 LOOK_EVERY_S = 1.0
+APART_S = 0.05  # begins one client after the other: people do not arrive in the same instant
 ENDED = {"SUCCESS", "FAILURE", "CANCELED"}
 EXPERIMENT = "stack load"
 API = "/api/2.0/mlflow"
@@ -83,7 +84,10 @@ class Seen:
 
 def main() -> None:
     options = _options()
-    dagster, mlflow, runs = asyncio.run(_load(options))
+    try:
+        dagster, mlflow, runs = asyncio.run(_load(options))
+    except httpx.HTTPError as error:
+        sys.exit(f"no load: {type(error).__name__} ({error}) of {options.dagster} or {options.mlflow}; does the stack run?")
     print("| server | clients | requests | answers by status | a second | p50 ms | p99 ms | longest ms |")
     print("|---|---|---|---|---|---|---|---|")
     for name, seen in (("Dagster, GraphQL", dagster), ("MLflow, REST", mlflow)):
@@ -144,6 +148,7 @@ async def _graphql(session: httpx.AsyncClient, query: str, **variables: Any) -> 
 
 async def _ask_dagster(session: httpx.AsyncClient, seen: Seen, number: int, end: float) -> None:
     queries = list(QUERIES.values())
+    await asyncio.sleep(number * APART_S)
     while time.monotonic() < end:
         query = queries[number % len(queries)]
         await seen.ask(lambda query=query: session.post("/graphql", json={"query": query}))
@@ -152,6 +157,7 @@ async def _ask_dagster(session: httpx.AsyncClient, seen: Seen, number: int, end:
 
 async def _ask_mlflow(session: httpx.AsyncClient, seen: Seen, number: int, experiment: str, end: float) -> None:
     """A run of its own, and in turns: a metric to it, and what the pages and `mlembed` look up."""
+    await asyncio.sleep(number * APART_S)
     made = await seen.ask(lambda: session.post(f"{API}/runs/create", json={"experiment_id": experiment, "run_name": f"client {number}"}))
     run_id, step = made and made["run"]["info"]["run_id"], 0
     while time.monotonic() < end:

@@ -1,8 +1,8 @@
-"""The README's pictures of Dagster's pages, taken from this workspace's own state: ``python -m docs.take_pictures``.
+"""The documents' pictures of Dagster, MLflow and the report, from this workspace's own state: ``python -m docs.take_pictures``.
 
-Starts the servers of ``make ui`` on free ports, drives a headless Chromium over its DevTools protocol, waits until a page has what
-the picture is to show, and writes ``docs/images/dagster_graph.png`` and ``docs/images/dagster_asset.png``. The pipeline must have run
-(``make demo``).
+Starts the servers of ``make ui`` on free ports, drives a headless Chromium, waits until a page has what the picture is to show, and
+writes ``dagster_graph.png``, ``dagster_asset.png``, ``mlflow_version.png`` and ``report.png`` into ``docs/images``. The pipeline must have
+run (``make demo``). The browser test of the team stack (tests/integration/test_stack.py) takes the same pictures.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 from PIL import Image
 
 from docs.browser import Page, browser
-from mlembed_core.artifacts import Workspace
+from mlembed_core.artifacts import Workspace, read_json
 from mlembed_core.errors import MlembedError
 from workflows.pipeline import PIPELINE
 from workflows.ui import servers
@@ -63,7 +63,15 @@ def materialise(page: Page, dagster: str, name: str, partition: str) -> None:
     """Press the buttons that materialise one partition."""
     page.open(f"{dagster}/assets/{name}?partition={partition}", *ASSET_SIZE)
     page.press("Materialize")
-    page.press("Launch")
+    page.press("Launch 1 run")
+
+
+def materialised(page: Page, dagster: str, name: str, partition: str, run_id: str) -> Image.Image:
+    """A partition's page, once it says that this run made it."""
+    page.open(f"{dagster}/assets/{name}?view=partitions&partition={partition}", *ASSET_SIZE)
+    text = "document.body.innerText"
+    page.wait_until(f"{text}.includes('Materialized') && {text}.includes('{run_id[:8]}')", f"the partition, made by run {run_id[:8]}")
+    return page.picture()
 
 
 def version(page: Page, mlflow: str, name: str, number: str) -> Image.Image:
@@ -102,10 +110,13 @@ def main() -> None:
     try:
         with (
             browser() as page,
-            servers(workspace, dagster_port=arguments.port, mlflow_port=arguments.mlflow_port) as (dagster, _, _),
+            servers(workspace, dagster_port=arguments.port, mlflow_port=arguments.mlflow_port) as (dagster, mlflow, _),
         ):
             save(graph(page, dagster), folder / "dagster_graph.png")
             save(asset(page, dagster, "trained_model", arguments.setting, "loss_curve"), folder / "dagster_asset.png")
+            registered = read_json(workspace.registration(arguments.setting))
+            save(version(page, mlflow, registered["name"], registered["version"]), folder / "mlflow_version.png")
+            save(report(page, workspace.reports / "index.html"), folder / "report.png")
     except MlembedError as error:
         print(f"mlembed: {error}", file=sys.stderr)
         sys.exit(error.exit_code)

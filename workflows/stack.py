@@ -99,7 +99,8 @@ def _service(name: str, body: Mapping[str, Any]) -> Service:
     return Service(
         name=name,
         command=[str(word) for word in body["command"]],
-        environment={key: str(value) for key, value in body.get("environment", {}).items()},
+        # An empty value is YAML's null, which is not the word None.
+        environment={key: "" if value is None else str(value) for key, value in body.get("environment", {}).items()},
         check=[str(word) for word in body["healthcheck"]["test"][1:]],
         after=list(body.get("depends_on", {})),
         mounts=[(source, target) for source, target in mounts if source.startswith(".")],

@@ -60,7 +60,7 @@ class Program:
             self.starts = 0
         if self.starts == STARTS_AT_MOST:
             raise MachineError(f"{self.name} ended {self.starts} times; the reason stands at the end of {self.log}")
-        if self.starts:
+        if self.process is not None:
             print(f"{self.name} ended; starting it again", flush=True)
         self.starts += 1
         self.started = time.monotonic()

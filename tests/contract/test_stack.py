@@ -33,6 +33,7 @@ def test_natively_every_address_is_loopback_and_every_folder_our_own(tmp_path):
     assert not [word for word in words if "0.0.0.0" in word or "/var/lib" in word or "${" in word]
     hosts = [value for service in services for name, value in service.environment.items() if name.endswith("HOST")]
     assert set(hosts) == {"127.0.0.1"}
+    assert {service.environment["MLEMBED_LAUNCHER"] for service in services if service.name == "code"} == {""}  # nobody chose one
 
 
 def test_a_service_comes_after_those_it_waits_for():

@@ -17,6 +17,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from docs import browser, take_pictures
 from tests.integration.conftest import run
 from tests.integration.test_dagster import Servers, forget_outs, listening, wait_until
 from workflows.stack import SERVER_PROGRAMS
@@ -106,6 +107,11 @@ class Team:
 
     def rollback(self, why):
         return self.act("rollback", "give_the_alias_back", why=why)
+
+    def runs(self):
+        """(id, partition) of every run so far."""
+        found = self.servers.ask("{ runsOrError { ... on Runs { results { runId tags { key value } } } } }")["runsOrError"]["results"]
+        return {(run["runId"], {tag["key"]: tag["value"] for tag in run["tags"]}.get("dagster/partition")) for run in found}
 
     def said(self, run_id):
         return "\n".join(self.servers.logs(run_id))
@@ -202,6 +208,62 @@ def test_an_alias_moved_by_hand_is_noted_and_taken_back(team):
     assert f"{NAME} has no champion before {champion}" in team.said(again)
 
 
+@pytest.mark.skipif(not any(map(shutil.which, browser.NAMES)), reason="no browser here (package chromium)")
+def test_what_a_browser_shows(team, tmp_path):
+    dagster, mlflow = team.servers.dagster, team.servers.mlflow
+    with browser.browser() as page:
+        before = team.runs()
+        take_pictures.materialise(page, dagster, "trained_model", "3d")
+        wait_until(lambda: team.runs() - before, 30)
+        ((run_id, partition),) = team.runs() - before
+        assert partition == "3d"
+        assert team.servers.finish(run_id, timeout=180) == "SUCCESS", team.said(run_id)
+        pictures = [
+            take_pictures.materialised(page, dagster, "trained_model", "3d", run_id),
+            take_pictures.asset(page, dagster, "trained_model", "3d", "loss_curve"),
+        ]
+        page.account("admin", team.secrets["MLFLOW_ADMIN_PASSWORD"])
+        pictures.append(take_pictures.version(page, mlflow, NAME, team.champion()))
+        page.wait_until("/@\\s*champion/.test(document.body.innerText)", "the alias")
+        shown = " ".join(page.ask("document.body.innerText").split())
+        tags = team.versions()[NAME, team.champion()]
+        assert f"mlembed.setting {tags['mlembed.setting']}" in shown
+        assert tags["mlembed.dvc_md5"] in shown  # where it comes from
+        pictures.append(take_pictures.report(page, team.folder / "reports" / "index.html"))
+        the_report_answers(page)
+    for picture in pictures:
+        assert len(picture.convert("RGB").getcolors(2**24)) > 100  # a page that is there, no empty window
+
+
+FILTER = """(() => {{
+  const form = document.querySelector('form.filters');
+  form.reset();
+  form.elements.{name}.{what} = {value};
+  form.dispatchEvent(new Event('input', {{bubbles: true}}));
+  return form.querySelector('output').textContent;
+}})()"""
+AVERAGES = "[...document.querySelectorAll('table.submodels tbody tr')].map(row => +row.cells[2].dataset.value)"
+SORT = "[...document.querySelectorAll('table.submodels th button')].find(head => head.innerText.startsWith('average')).click()"
+VIEWS = "[...document.querySelectorAll('.frontier > .view')].filter(view => view.offsetParent).map(view => view.className)"
+COST = "[...document.querySelectorAll('.switch input')].at({number}).click()"
+
+
+def the_report_answers(page):
+    """Its controls do what they say: the filters, the order of the table, the cost of the picture."""
+    assert page.ask(FILTER.format(name="pareto", what="checked", value="false")) == "4 of 4"
+    assert page.ask(FILTER.format(name="setting", what="value", value="'3d'")) == "2 of 4"
+    assert page.ask(FILTER.format(name="average", what="value", value="1")) == "0 of 4"
+    averages = page.ask(AVERAGES)
+    page.ask(SORT)
+    assert page.ask(AVERAGES) == sorted(averages, reverse=True)
+    page.ask(SORT)
+    assert page.ask(AVERAGES) == sorted(averages)
+    (first,) = page.ask(VIEWS)
+    page.ask(COST.format(number=-1))
+    (last,) = page.ask(VIEWS)
+    assert first != last
+
+
 def test_a_killed_database_comes_back_and_nothing_is_half_recorded(team):
     before = team.versions()
     run_id = team.servers.launch(asset="registered_model", partition="3d")
@@ -213,7 +275,7 @@ def test_a_killed_database_comes_back_and_nothing_is_half_recorded(team):
     except (AssertionError, urllib.error.URLError):
         ended = "lost"
     if ended != "SUCCESS":
-        run_id = team.servers.launch(asset="registered_model", partition="3d")
+        run_id = launch_again(team)
         assert team.servers.finish(run_id, timeout=180) == "SUCCESS", team.servers.logs(run_id)[-20:]
     assert team.versions().keys() == before.keys()
 
@@ -226,9 +288,19 @@ def test_a_run_whose_machine_died_is_failed_and_can_be_started_again(team):
         process.kill()
     assert team.servers.finish(run_id, timeout=120) == "FAILURE"
     assert "The code server that ran it is gone" in team.said(run_id)
-    wait_until(lambda: answers(team), 120)
-    run_id = team.servers.launch(asset="registered_model", partition="3d")
+    run_id = launch_again(team)
     assert team.servers.finish(run_id, timeout=180) == "SUCCESS", team.said(run_id)
+
+
+def launch_again(team):
+    """The registration, once the web server has heard of the new code server."""
+    end = time.monotonic() + 120
+    while True:
+        try:
+            return team.servers.launch(asset="registered_model", partition="3d")
+        except (AssertionError, urllib.error.URLError):
+            assert time.monotonic() < end
+            time.sleep(1)
 
 
 def answers(team):
