@@ -123,14 +123,16 @@ def migrate(
     name = name or _as_name(str(values.get("experiment_id") or source.stem))
     if not NAME_PATTERN.fullmatch(name):
         raise ConfigError(f"the name {name!r} is not allowed: names are made of a-z, 0-9 and _. Give another --name")
-    overlay = {"extends": base, **migration.overlay(), "name": name}
+    overlay = {"extends": base, "name": name, **migration.overlay()}
     path = presets / f"{name}.yaml"
     parse(Params, laid_over(presets, overlay, path=path), origin=f"{source}, in the keys of a preset ({migration.places})")
     yaml, text = YAML(), io.StringIO()
     yaml.width = 140
     yaml.dump(overlay, text)
     head = f"# Made by `mlembed migrate` from {source.name} of the reference, on top of the preset {base}.\n"
-    return Migrated(name, head + text.getvalue(), migration.taken, migration.left, _unknown(values))
+    theirs = {known: key for key, known in (renamed or {}).items()}
+    taken, left = ({theirs.get(key, key): said for key, said in part.items()} for part in (migration.taken, migration.left))
+    return Migrated(name, head + text.getvalue(), taken, left, _unknown(values))
 
 
 def write(done: Migrated, presets: Path) -> Path:
@@ -312,7 +314,7 @@ class _Migration:
             return None
         sampled = self._switch("sample_rank") if "sample_rank" in self.values else False
         mel: dict[str, Any] = {"rank": rank, "min_rank": min(MIN_RANK, rank), "sampled": True} if sampled else {"rank": rank}
-        self.taken["rank"] = f"settings.{SETTING}.mel: {mel}"
+        self.taken["rank"] = f"settings.{SETTING}.mel: rank {rank}, " + (f"sampled from {mel['min_rank']} on" if sampled else "not sampled")
         if "sample_rank" in self.values:
             self.taken["sample_rank"] = f"settings.{SETTING}.mel.sampled: {str(sampled).lower()}"
         return mel

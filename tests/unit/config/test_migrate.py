@@ -107,7 +107,8 @@ def test_a_rank_that_is_not_sampled_is_a_static_table(tmp_path):
 
 def test_a_key_of_another_release_is_taken_under_its_known_name(tmp_path):
     done = migrated(tmp_path, {"emb_r": 128, "lr": 1e-5}, name="renamed", renamed={"emb_r": "rank", "lr": "learning_rate"})
-    assert set(done.taken) == {"rank", "learning_rate"}
+    assert set(done.taken) == {"emb_r", "lr"}
+    assert done.taken["emb_r"] == "settings.3d.mel: rank 128, not sampled"
     assert not done.unknown
 
 
