@@ -20,7 +20,7 @@ HEAD = """# Parameters
 Every key of [configs/params.yaml](../configs/params.yaml), the one file that can change a result. Written by
 `python -m docs.write_parameters --write` from the schema that reads the file; an unknown key or a value out of bounds stops every
 command, with its path. `mlembed preset NAME` puts a preset of [configs/presets](../configs/presets) in its place. `NAME` stands for names
-that you choose: a-z, 0-9 and _.
+that you choose (a-z, 0-9 and _; a task's may have capitals), `KIND` for retrieval, clustering or classification.
 """
 BOUNDS = (("minimum", "≥"), ("exclusiveMinimum", ">"), ("maximum", "≤"), ("exclusiveMaximum", "<"))
 TYPES = {"integer": "integer", "number": "number", "string": "text", "boolean": "true or false", "null": "null"}
@@ -64,14 +64,22 @@ def _sections(path: str, field: Fragment, models: Fragment) -> Iterator[tuple[st
         yield from _sections(path, part, models)
     if "items" in field:
         yield from _sections(f"{path}[]", field["items"], models)
-    if isinstance(field.get("additionalProperties"), Mapping):
-        yield from _sections(f"{path}.{_keys(field) or ANY}", field["additionalProperties"], models)
+    if values := _values(field):
+        yield from _sections(f"{path}.{_keys(field) or ANY}", values, models)
 
 
 def _model(field: Fragment, models: Fragment) -> str | None:
     """The name of the section that a field refers to; enums are referred to as well, and are none."""
     name = str(field.get("$ref", "")).rpartition("/")[2]
     return name if name and "properties" in models[name] else None
+
+
+def _values(field: Fragment) -> Fragment | None:
+    """What a mapping's values are, where that is said; its keys may be of a pattern."""
+    for values in (field.get("additionalProperties"), *field.get("patternProperties", {}).values()):
+        if isinstance(values, Mapping):
+            return values
+    return None
 
 
 def _keys(field: Fragment) -> str:
@@ -94,9 +102,8 @@ def _type(field: Fragment, models: Fragment, seen: Mapping[str, str]) -> str:
     if field.get("type") == "array":
         return _array(field, models, seen)
     if field.get("type") == "object":
-        values = field.get("additionalProperties")
-        inner = _type(values, models, seen) if isinstance(values, Mapping) else "anything"
-        return f"mapping of {_keys(field) or ANY if isinstance(values, Mapping) else 'text'} to {inner}"
+        values = _values(field)
+        return f"mapping of {_keys(field) or ANY} to {_type(values, models, seen)}" if values else "mapping of anything"
     bounds = " and ".join(f"{sign} {field[word]:g}" for word, sign in BOUNDS if word in field)
     pattern = f" of the form `{_cell(field['pattern'])}`" if "pattern" in field else ""
     return f"{TYPES[field['type']]}{f' {bounds}' if bounds else ''}{pattern}"
@@ -113,7 +120,9 @@ def _default(key: str, field: Fragment, model: Fragment) -> str:
     if key in model.get("required", ()):
         return "**required**"
     value = field.get("default", {})
-    return "" if isinstance(value, dict) else f"`{_cell(json.dumps(value, ensure_ascii=False))}`"
+    if isinstance(value, dict):
+        return ""
+    return f"`{_cell(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))}`"
 
 
 def _cell(text: str) -> str:

@@ -248,12 +248,18 @@ def ports(workspace: Workspace) -> tuple[str, Iterator[Finding]]:
 
     def each() -> Iterator[Finding]:
         for (address, port), name in sorted(listening.items()):
-            if not ip_address(address).is_loopback:
+            if not _is_loopback(address):
                 advice = "unset BIND; for others, put a proxy with TLS and authentication in front (docs/team_stack.md)"
                 yield Finding("ports", f"{address}:{port}", f"{name} can be reached from other machines", advice)
 
     found = ", ".join(f"{port} ({name})" for (_, port), name in sorted(listening.items(), key=lambda item: item[0][1]))
     return f"on loopback only: {found}", each()
+
+
+def _is_loopback(address: str) -> bool:
+    found = ip_address(address)
+    # A socket that speaks both versions has 127.0.0.1 as ::ffff:127.0.0.1, which Python does not call loopback before 3.13.
+    return (getattr(found, "ipv4_mapped", None) or found).is_loopback
 
 
 def _numbers(workspace: Workspace) -> dict[int, str]:

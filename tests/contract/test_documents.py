@@ -34,7 +34,13 @@ def test_every_link_inside_the_reference_leads_somewhere():
     links = set(re.findall(r"\]\(#([^)]+)\)", page()))
     assert links
     assert links <= headings
-    for key in ("train.objectives.KIND", "settings.NAME.mel", "sources.NAME.origin (type: hub)", "gate"):
+    for key in (
+        "train.objectives.KIND",
+        "settings.NAME.mel",
+        "suites.NAME (type: local).tasks.NAME",
+        "sources.NAME.origin (type: hub)",
+        "gate",
+    ):
         assert f"## `{key}`" in page()
 
 

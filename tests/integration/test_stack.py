@@ -136,6 +136,7 @@ def team(workspace, tmp_path_factory, homes):
     forget_outs(folder)
     secrets = run(folder, sys.executable, "-m", "workflows.stack", "secrets").stdout
     (folder / ".env").write_text(secrets)
+    (folder / ".env").chmod(0o600)
     team = Team(folder, homes / "first")
     yield team
     if team.servers and team.servers.process.poll() is None:
@@ -161,6 +162,16 @@ def test_up_and_closed_to_strangers(team):
     found = listening(team.servers.process.pid)
     assert len(found) >= 4  # PostgreSQL, MLflow, the code server and Dagster
     assert {address.removeprefix("::ffff:") for address, _ in found} == {"127.0.0.1"}
+
+
+def test_the_scan_finds_nothing_open(team):
+    nobody = "http://127.0.0.1:9/v1/query"  # no network in tests: the vulnerabilities are not asked for, and the scan says so
+    done = run(team.folder, sys.executable, "-m", "workflows.scan", "--json", check=False, **team.variables, MLEMBED_OSV_URL=nobody)
+    said = json.loads(done.stdout)
+    assert said["findings"] == []
+    assert {"secrets of the stack", "ports", "logins"} <= set(said["asked"])
+    assert "vulnerabilities" in said["not_asked"]
+    assert done.returncode == said["status"] == 13
 
 
 def test_the_pipeline_runs_and_its_versions_are_registered(team):

@@ -82,6 +82,11 @@ def test_a_port_that_others_reach_is_found(workspace, monkeypatch):
     assert not any("127.0.0.1" in name for name in names(found))
 
 
+def test_loopback_has_several_names():
+    assert [scan._is_loopback(address) for address in ("127.0.0.1", "::1", "::ffff:127.0.0.1")] == [True] * 3
+    assert [scan._is_loopback(address) for address in ("0.0.0.0", "::", "::ffff:10.0.0.7")] == [False] * 3
+
+
 def test_where_nothing_runs_nothing_was_asked(workspace, monkeypatch):
     for name in ("DAGSTER_PORT", "MLFLOW_PORT", "CODE_PORT", "POSTGRES_PORT"):
         with listening() as port:
@@ -94,7 +99,7 @@ def test_where_nothing_runs_nothing_was_asked(workspace, monkeypatch):
 class Registry(BaseHTTPRequestHandler):
     """As MLflow with its own default password."""
 
-    password = "password1234"
+    password = "password1234"  # pragma: allowlist secret
 
     def do_GET(self):
         given = self.headers.get("Authorization", "")
@@ -224,7 +229,7 @@ def test_what_is_accepted_is_told_with_its_reason(workspace, monkeypatch):
     accepted = workspace.root / scan.ACCEPTED
     accepted.parent.mkdir(parents=True)
     accepted.write_text("POSTGRES_PASSWORD: a machine for trying\n")
-    (workspace.root / ".env").write_text("".join(f"{name}={value}\n" for name, value in {**STRONG, "POSTGRES_PASSWORD": "short"}.items()))
+    (workspace.root / ".env").write_text("".join(f"{name}={value}\n" for name, value in {**STRONG, SECRETS[0]: "short"}.items()))
     (workspace.root / ".env").chmod(stat.S_IRUSR)
     monkeypatch.setattr(scan, "vulnerabilities", lambda _: ("nothing", iter(())))
     monkeypatch.setattr(scan, "secrets_in_files", lambda _: ("nothing", iter(())))
