@@ -19,6 +19,8 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
 
+WORK_S = 2.0  # long beside what it takes to kill a node
+
 
 @dataclass(frozen=True)
 class Work:
@@ -35,7 +37,7 @@ class Work:
             if piece == "bad":
                 raise DataError("row 3 is bad")
             (self.scratch / f"{piece}-{node}-{os.getpid()}").touch()
-            time.sleep(1.0)
+            time.sleep(WORK_S)
             return piece * piece, node
 
         return work
@@ -48,11 +50,22 @@ def test_a_node_that_dies_half_way_costs_nothing_but_time(ray_cluster: Any, tmp_
         found.append((number, value))
         nodes.add(node)
         if second is not None and len(nodes) == 2:
+            wait_until_both_have_begun_another(tmp_path, nodes)
             ray_cluster.remove_node(second, allow_graceful=False)  # both have worked; now one is gone, with a piece in hand
             second = None
     assert second is None, "only one node ever worked"
     assert sorted(found) == [(number, number * number) for number in range(12)]
     assert len(list(tmp_path.iterdir())) > 12  # something was done twice
+
+
+def wait_until_both_have_begun_another(notes: Path, nodes: set[str]) -> None:
+    end = time.monotonic() + 20
+    while time.monotonic() < end:
+        just_begun = {path.name.split("-")[1] for path in notes.iterdir() if time.time() - path.stat().st_mtime < WORK_S / 3}
+        if just_begun == nodes:
+            return
+        time.sleep(0.02)
+    raise AssertionError("the nodes were never at work at the same time")
 
 
 def test_errors_come_through(ray_cluster: Any, tmp_path: Path) -> None:
