@@ -166,17 +166,20 @@ def _score(
 
 
 def ndcg(queries: Vectors, documents: Vectors, answers: Sequence[set[int]], kind: VectorType) -> float:
-    """Mean nDCG@10 where a document either answers a query or does not (Järvelin & Kekäläinen 2002).
+    """Mean nDCG@10 where a document either answers a query or does not, computed by what mteb computes it with.
 
     Args:
         queries, documents: unit vectors; the documents' are stored as ``kind``.
         answers: rows of ``documents`` by query, none empty.
     """
+    from pytrec_eval import RelevanceEvaluator
+
     stored = None if kind is VectorType.FLOAT32 else quantise(documents, kind)
-    discounts = 1 / np.log2(np.arange(2, TOP + 2))
-    gains = []
-    for query, right in zip(queries, answers, strict=True):
+    found: dict[str, dict[str, float]] = {}
+    for number, query in enumerate(queries):
         rows = np.argsort(-(documents @ query), kind="stable")[:TOP] if stored is None else stored.search(query, TOP)[0]
-        hits = np.isin(rows, list(right))
-        gains.append(discounts[: len(rows)][hits].sum() / discounts[: len(right)].sum())
-    return float(np.mean(gains))
+        # Places, not scores, which it would put in order anew: equal ones by name.
+        found[str(number)] = {str(row): float(-place) for place, row in enumerate(rows)}
+    right = {str(number): {str(row): 1 for row in rows} for number, rows in enumerate(answers)}
+    scores = RelevanceEvaluator(right, {f"ndcg_cut.{TOP}"}).evaluate(found)
+    return fmean(of_query[f"ndcg_cut_{TOP}"] for of_query in scores.values())
