@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,6 @@ from mlembed_core.model.attention import choose_attention
 from mlembed_core.model.checkpoint import FACTORS, read_facts
 from mlembed_core.model.low_rank import LowRankEmbedding
 from mlembed_core.model.network import Network
-from mlembed_core.model.pack import pack
 from mlembed_core.model.resolve import load_folder
 from mlembed_core.prompts import format_query
 
@@ -169,13 +168,9 @@ class Encoder:
     ) -> Float32[NDArray[Any], "exit text hidden"]:
         """As :meth:`exit_states`, of texts that are token ids already (:meth:`token_ids`)."""
         states = np.empty((len(layers), len(ids), self.shape.dim), dtype=np.float32)
-        for bucket in pack(ids, max_tokens=batch_tokens, joined=self.network.joins_texts):
-            order = bucket.order.numpy()
-            # A bucket keeps its own order here, so that its rows go straight to their places.
-            alone = replace(bucket, order=torch.arange(len(order))).to(self._device)
-            with torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=self._precision is Precision.BF16):
-                pooled = self.network([alone], layers, rank)
-            states[:, order] = pooled.float().cpu().numpy()
+        with torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=self._precision is Precision.BF16):
+            for rows, pooled in self.network.by_bucket(ids, layers, rank, max_tokens=batch_tokens):
+                states[:, rows] = pooled.float().cpu().numpy()
         return states
 
     def num_parameters(self, submodel: Submodel) -> dict[str, int]:

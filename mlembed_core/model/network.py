@@ -10,10 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, cast
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from mlembed_core.config.grid import Shape
@@ -32,7 +35,7 @@ from mlembed_core.model.architecture import (
 )
 from mlembed_core.model.attention import JOINING
 from mlembed_core.model.low_rank import LowRankEmbedding, factorise
-from mlembed_core.model.pack import Bucket
+from mlembed_core.model.pack import Bucket, pack
 from mlembed_core.model.recompute import recomputed
 
 
@@ -144,6 +147,26 @@ class Network(nn.Module):
         encode = recomputed(self._exit_states, self.checkpointing if self.training else Checkpointing.NONE)
         states = torch.cat([encode(bucket, rows, exits) for bucket, rows in zip(buckets, looked_up, strict=True)], dim=1)
         return states[:, torch.argsort(order)]
+
+    def by_bucket(
+        self,
+        texts: Sequence[Sequence[int]] | Sequence[NDArray[np.integer]],
+        exits: Sequence[int],
+        rank: int | None = None,
+        *,
+        max_tokens: int | None,
+    ) -> Iterator[tuple[NDArray[np.int64], Float[Tensor, "exit text hidden"]]]:
+        """Pooled, normed states of texts, a bucket at a time, with the texts' numbers: in the memory of one bucket, however many texts.
+
+        Args:
+            max_tokens: of a bucket.
+        """
+        device = next(self.parameters()).device
+        for bucket in pack(texts, max_tokens=max_tokens, joined=self.joins_texts):
+            numbers = bucket.order.numpy()
+            # It keeps its own order here, so that its rows go straight to their places.
+            alone = replace(bucket, order=torch.arange(len(numbers))).to(device)
+            yield numbers, self([alone], exits, rank)
 
     def _exit_states(
         self, bucket: Bucket, looked_up: Float[Tensor, "token width"], exits: Sequence[int]

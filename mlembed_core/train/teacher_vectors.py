@@ -15,7 +15,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.metadata import version
 from itertools import takewhile
 from pathlib import Path
@@ -34,7 +34,6 @@ from mlembed_core.data.store import TrainingCache
 from mlembed_core.errors import MachineError, TrainingInterruptedError
 from mlembed_core.model.attention import choose_attention
 from mlembed_core.model.network import Network
-from mlembed_core.model.pack import pack
 from mlembed_core.progress import Reporter
 from mlembed_core.train.distributed import largest, rank, world_size
 from mlembed_core.train.teacher import Teacher
@@ -169,13 +168,10 @@ def _key(shapes: dict[str, object]) -> str:
 def _encode(
     teacher: Network, cache: TrainingCache, block: int, hidden: int, max_tokens: int | None
 ) -> Float[NDArray[np.float32], "text hidden"]:
-    device = next(teacher.parameters()).device
     texts = range(block * BLOCK_TEXTS, min((block + 1) * BLOCK_TEXTS, cache.num_texts))
     states = np.empty((len(texts), hidden), dtype="<f4")
-    for bucket in pack([cache.tokens(text) for text in texts], max_tokens=max_tokens, joined=teacher.joins_texts):
-        # A bucket at a time, in its own order: table rows of a whole block would take gigabytes.
-        alone = replace(bucket, order=torch.arange(len(bucket.order))).to(device)
-        states[bucket.order.numpy()] = teacher([alone], [teacher.num_layers], None)[0, :, :hidden].float().cpu().numpy()
+    for rows, pooled in teacher.by_bucket([cache.tokens(text) for text in texts], [teacher.num_layers], max_tokens=max_tokens):
+        states[rows] = pooled[0, :, :hidden].float().cpu().numpy()
     return states
 
 
