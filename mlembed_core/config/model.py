@@ -70,7 +70,7 @@ class LocalBackbone(Backbone):
     path: str
 
 
-class HubBackbone(Backbone):
+class HubModel(Section):
     """A hub repository at a pinned commit."""
 
     type: Literal["hub"]
@@ -78,12 +78,20 @@ class HubBackbone(Backbone):
     revision: Annotated[str, Field(pattern=r"^[0-9a-f]{40}$", description="a full commit hash, never a branch")]
 
 
-class RegistryBackbone(Backbone):
-    """A registered version, by its number: an alias moves. What stage 1 of the recipe made, for stage 2."""
+class RegisteredModel(Section):
+    """A registered version, by its number: an alias moves."""
 
     type: Literal["registry"]
     name: Name
     version: PositiveInt
+
+
+class HubBackbone(HubModel, Backbone):
+    """A hub repository at a pinned commit."""
+
+
+class RegistryBackbone(RegisteredModel, Backbone):
+    """A registered version, by its number: an alias moves. What stage 1 of the recipe made, for stage 2."""
 
 
 BackboneParams = Annotated[RandomBackbone | LocalBackbone | HubBackbone | RegistryBackbone, Field(discriminator="type")]

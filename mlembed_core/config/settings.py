@@ -9,6 +9,7 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from mlembed_core.config.base import Name, Section
 from mlembed_core.config.data import Kind
+from mlembed_core.config.model import HubModel, RegisteredModel
 from mlembed_core.config.train import Objective
 
 
@@ -53,23 +54,7 @@ class LocalTeacher(Section):
     )
 
 
-class HubTeacher(Section):
-    """A hub repository at a pinned commit."""
-
-    type: Literal["hub"]
-    repo: str
-    revision: Annotated[str, Field(pattern=r"^[0-9a-f]{40}$", description="a full commit hash, never a branch")]
-
-
-class RegistryTeacher(Section):
-    """A registered version, by its number: an alias moves."""
-
-    type: Literal["registry"]
-    name: Name
-    version: PositiveInt
-
-
-Teacher = LocalTeacher | HubTeacher | RegistryTeacher
+Teacher = LocalTeacher | HubModel | RegisteredModel
 
 
 class DistillationParams(Section):

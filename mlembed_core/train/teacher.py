@@ -15,7 +15,8 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from mlembed_core.artifacts import hash_of, sha256_file
-from mlembed_core.config.settings import HubTeacher, LocalTeacher, RegistryTeacher
+from mlembed_core.config.model import HubModel, RegisteredModel
+from mlembed_core.config.settings import LocalTeacher
 from mlembed_core.config.settings import Teacher as TeacherParams
 from mlembed_core.errors import ArtifactError, ConfigError, MachineError
 from mlembed_core.model.checkpoint import CHECKPOINT_FACTS, pooling_of
@@ -56,9 +57,9 @@ def load_teacher(
     match params:
         case LocalTeacher():
             folder = _local_folder(params, path, root)
-        case HubTeacher():
+        case HubModel():
             folder = _hub_folder(params)
-        case RegistryTeacher():
+        case RegisteredModel():
             folder = registered(params.name, params.version)
     sha256 = folder_hash(folder)
     if isinstance(params, LocalTeacher) and params.sha256 != sha256:
@@ -125,7 +126,7 @@ def _local_folder(params: LocalTeacher, path: str, root: Path) -> Path:
     return folder
 
 
-def _hub_folder(params: HubTeacher) -> Path:
+def _hub_folder(params: HubModel) -> Path:
     """The hub's cache of the commit, fetched unless it is there."""
     from huggingface_hub import snapshot_download
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
-from mlembed_core.config.settings import HubTeacher, LocalTeacher, RegistryTeacher
+from mlembed_core.config.model import HubModel, RegisteredModel
+from mlembed_core.config.settings import LocalTeacher
 from mlembed_core.errors import ArtifactError, ConfigError, MachineError
 from mlembed_core.model.pack import pack
 from mlembed_core.train.teacher import TOKENIZER_FILE, check_tokenizer, folder_hash, load_teacher
@@ -57,7 +58,7 @@ def test_a_teacher_is_frozen_and_known_by_its_hash(folders):
 
 
 def test_a_registered_version_is_pinned_by_its_number(folders):
-    found = load(folders, params=RegistryTeacher(type="registry", name="theirs", version=3))
+    found = load(folders, params=RegisteredModel(type="registry", name="theirs", version=3))
     assert found.sha256 == folder_hash(folders[0])
 
 
@@ -70,10 +71,10 @@ def test_a_teacher_of_the_hub_comes_from_its_cache(folders, monkeypatch):
     shutil.copytree(folders[0], snapshot)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(hub))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    params = HubTeacher(type="hub", repo="org/teacher", revision=revision)
+    params = HubModel(type="hub", repo="org/teacher", revision=revision)
     assert load(folders, params=params).sha256 == folder_hash(folders[0])
     with pytest.raises(MachineError, match=rf"cannot fetch the teacher org/teacher at {'2' * 40}.*(?s:.)*hf download"):
-        load(folders, params=HubTeacher(type="hub", repo="org/teacher", revision="2" * 40))
+        load(folders, params=HubModel(type="hub", repo="org/teacher", revision="2" * 40))
 
 
 @pytest.mark.parametrize("pin", [None, "0" * 64])
