@@ -19,6 +19,7 @@ import numpy as np
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from mlembed_core.config.language_names import language_name, script_name
 from mlembed_core.data.store import CachedSource, TrainingCache
 from mlembed_core.data.texts import num_row_groups, read_batches, read_group
 
@@ -210,18 +211,8 @@ def check_in_words(name: str) -> str:
 
 
 def language_in_words(code: str) -> str:
-    """``German`` for ``deu``."""
-    import pycountry
-
-    found = pycountry.languages.get(alpha_3=code) if code else None
-    return getattr(found, "common_name", found.name) if found else code or "not named"
-
-
-def script_in_words(code: str) -> str:
-    """``Greek`` for ``Grek``."""
-    from fontTools.unicodedata import script_name
-
-    return str(script_name(code, default=code)).replace("_", " ")
+    """Its name; rows need not say a language."""
+    return language_name(code) if code else "not named"
 
 
 def _in_words(counts: Mapping[str, int], name: Callable[[str], str]) -> dict[str, int]:
@@ -256,7 +247,7 @@ def picture(card: DataCard) -> bytes:
     (by_source, by_language), (by_script, by_length) = figure.subplots(2, 2)
     _bars(by_source, {source.name: source.num_rows for source in sorted(card.sources, key=lambda item: -item.num_rows)}, "rows by source")
     _bars(by_language, _in_words(card.languages, language_in_words), "rows by language (logarithmic)")
-    _bars(by_script, _in_words(card.scripts, script_in_words), "characters by script, of a sample (logarithmic)")
+    _bars(by_script, _in_words(card.scripts, script_name), "characters by script, of a sample (logarithmic)")
     for axis in (by_language, by_script):
         axis.set_xscale("log")
     labels = [f"≤{2**k}" for k in range(max(len(card.query_lengths), len(card.passage_lengths)))]
@@ -291,10 +282,10 @@ def page(card: DataCard, png: bytes) -> str:
     environment = Environment(
         loader=FileSystemLoader(TEMPLATE.parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"check": check_in_words, "script": script_in_words, "licences": single_licences}
+    environment.filters |= {"check": check_in_words, "script": script_name, "licences": single_licences}
     words = {
         "languages": _in_words(card.languages, language_in_words),
-        "scripts": _in_words(card.scripts, script_in_words),
+        "scripts": _in_words(card.scripts, script_name),
         "checks": _in_words(card.dropped, check_in_words),
     }
     picture_data = base64.b64encode(png).decode()

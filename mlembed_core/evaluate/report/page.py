@@ -13,6 +13,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from mlembed_core.config.language_names import language_name, script_name
 from mlembed_core.evaluate.report import pictures, wording
 from mlembed_core.evaluate.report.certainty import against_control
 from mlembed_core.evaluate.report.languages import shown_systems
@@ -112,8 +113,8 @@ def _suite(suite: SuiteSummary, number: int) -> dict[str, Any]:
         "tasks": _task_table(suite),
         "certainty": _certainty_tables(suite),
         "spoken": [
-            _group_table(suite, "script", suite.scripts, wording.script),
-            _group_table(suite, "language", suite.languages, wording.language),
+            _group_table(suite, "script", suite.scripts, script_name),
+            _group_table(suite, "language", suite.languages, language_name),
         ],
         "published": _published_table(suite),
         "command": wording.search_command(small, shapes[small.setting]),

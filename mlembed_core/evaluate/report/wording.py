@@ -162,24 +162,6 @@ def system(label: str) -> str:
     return CONTROL_NAMES.get(label, label)
 
 
-def language(code: str) -> str:
-    """The English name of an ISO 639-3 code, the code itself where it has none."""
-    import pycountry
-
-    if code == "mul":
-        return "several languages"
-    found = pycountry.languages.get(alpha_3=code) or pycountry.language_families.get(alpha_3=code)
-    return str(found.name) if found else code
-
-
-def script(code: str) -> str:
-    """The English name of an ISO 15924 code."""
-    import pycountry
-
-    found = pycountry.scripts.get(alpha_4=code)
-    return "no script of its own" if code == "Zyyy" else str(found.name) if found else code
-
-
 def _subject(entry: ControlSummary) -> str:
     return "the untrained model" if entry.name == "untrained" else control(entry)
 
