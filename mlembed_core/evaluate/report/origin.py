@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 
-from mlembed_core.evaluate.report.pictures import FAINT, INK, MUTED, PAPER, SETTING_COLOURS, Picture
+from mlembed_core.evaluate.report.pictures import FAINT, INK, MUTED, PAPER, Picture, look
 
 SHORT = 8  # digits of a hash that people see
 LINE, GAP, PAD = 0.15, 0.36, 0.07  # inches: of text, between rows of boxes, inside a box
@@ -106,14 +106,14 @@ def _rows(origin: Origin, width: float) -> Iterator[list[_Box]]:
     places = {key: index for index, key in enumerate(inputs)}
     models = list(origin.models.items())
     yield [
-        _Box((setting, made.digest[:SHORT]), tuple(places[item] for item in made.inputs.items()), _colour(index))
+        _Box((setting, made.digest[:SHORT]), tuple(places[item] for item in made.inputs.items()), look(index)[0])
         for index, (setting, made) in enumerate(models)
     ]
     scores = []
     for index, owner in enumerate([*origin.models, CONTROLS]):
         tables = [f"{suite} {digest[:SHORT]}" for (who, suite), digest in origin.tables.items() if who == owner]
         above = (index,) if owner != CONTROLS else ()
-        scores.append(_Box((f"scores/{owner}", *tables), above, _colour(index) if above else FAINT))
+        scores.append(_Box((f"scores/{owner}", *tables), above, look(index)[0] if above else FAINT))
     yield scores
 
 
@@ -121,10 +121,6 @@ def _inputs(origin: Origin) -> list[tuple[str, str]]:
     """What the models were made from, each once."""
     found = dict.fromkeys(item for made in origin.models.values() for item in made.inputs.items())
     return sorted(found, key=lambda item: (ORDER.index(item[0]) if item[0] in ORDER else len(ORDER), item))
-
-
-def _colour(index: int) -> str:
-    return SETTING_COLOURS[index % len(SETTING_COLOURS)]
 
 
 def _draw_box(axes: Axes, box: _Box, left: float, bottom: float, width: float, height: float) -> None:

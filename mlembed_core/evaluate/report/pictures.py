@@ -239,8 +239,8 @@ def _renderer(figure: Figure) -> RendererAgg:
     return renderer
 
 
-def _look(index: int) -> tuple[str, str]:
-    """Colour and marker of the n-th setting."""
+def look(index: int) -> tuple[str, str]:
+    """Colour and marker of the n-th setting, in every picture."""
     return SETTING_COLOURS[index % len(SETTING_COLOURS)], MARKERS[index % len(MARKERS)]
 
 
@@ -263,7 +263,7 @@ def _draw_frontier(axes: Axes, suite: SuiteSummary, cost: Cost, *, titled: bool)
         axes.axhline(control.average, color=FAINT, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1.5)
         ends.append(_End(control.average, f"{wording.control(control)} {wording.score(control.average)}", MUTED))
     for index, setting in enumerate(suite.settings):
-        colour, _ = _look(index)
+        colour, _ = look(index)
         line = pareto_line(setting.submodels, cost)
         right = axes.get_xlim()[1]
         axes.step(
@@ -283,7 +283,7 @@ def _draw_frontier(axes: Axes, suite: SuiteSummary, cost: Cost, *, titled: bool)
 
 def _draw_points(axes: Axes, setting: SettingSummary, index: int, cost: Cost) -> None:
     """One artist per submodel, so that each can have a tooltip: strong on the Pareto line, hollow elsewhere."""
-    colour, marker = _look(index)
+    colour, marker = look(index)
     crowded = len(setting.submodels) > MANY_POINTS
     for submodel in setting.submodels:
         best = cost in submodel.pareto
@@ -496,7 +496,7 @@ def _draw_retention(axes: Axes, suite: SuiteSummary, axis: str, *, named: bool) 
     sizes: set[int] = set()
     lowest: list[_Start] = []
     for index, setting in enumerate(suite.settings):
-        colour, marker = _look(index)
+        colour, marker = look(index)
         submodels = sorted(
             [*_cut_along(setting, axis), *(submodel for submodel in setting.submodels if submodel.full)],
             key=lambda item: getattr(item, axis),
@@ -564,7 +564,7 @@ def _draw_key(figure: Figure, names: Sequence[str], *, below: float) -> None:
     renderer = _renderer(figure)
     x = MARGIN
     for index, name in enumerate(names):
-        colour, marker = _look(index)
+        colour, marker = look(index)
         spot = Line2D([(x + 0.05) / width], [1 - (below - 0.01) / height], marker=marker, color=colour, markersize=5, markeredgecolor=PAPER)
         figure.add_artist(spot)
         text = figure.text((x + 0.14) / width, 1 - below / height, name, color=colour, weight="bold", size=8.5, va="center")
@@ -578,7 +578,7 @@ def _draw_losses(axes: Axes, curves: Mapping[str, Curve], title: str, *, smooth:
     axes.yaxis.set_major_locator(MaxNLocator(5, steps=ROUND_STEPS))
     ends = []
     for index, (name, curve) in enumerate(curves.items()):
-        colour, _ = _look(index)
+        colour, _ = look(index)
         if not curve.steps:
             continue
         if smooth:

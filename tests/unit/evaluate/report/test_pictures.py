@@ -103,5 +103,5 @@ def test_smoothing_keeps_a_constant_and_the_length() -> None:
 
 
 def test_settings_differ_in_colour_and_in_marker() -> None:
-    looks = [pictures._look(index) for index in range(6)]
+    looks = [pictures.look(index) for index in range(6)]
     assert len({colour for colour, _ in looks}) == len({marker for _, marker in looks}) == 6
