@@ -3,9 +3,7 @@
 ``FOLDER/better`` says how held-out rows fare with the merged weights; the loss itself is asked for in all processes all the same.
 """
 
-import json
 import sys
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -15,7 +13,7 @@ from safetensors.torch import save_file
 from mlembed_core import lifeline
 from mlembed_core.stages.train import check_world_size
 from mlembed_core.train import loop, sharding
-from tests.distributed.worker import problem
+from tests.distributed.worker import problem, train_and_keep
 
 OPTIONS = {"num_steps": 10, "checkpoint_every": 3, "kept_checkpoints": 4, "merge": {"method": "slerp", "last": 3}}
 
@@ -41,19 +39,7 @@ def main() -> None:
     loop._Run._held_out_loss, loop._Run.merge_checkpoints = told, merged
     network, cache, _, axes, params = problem(base / "cache", batch_size=8, **OPTIONS)
     network = network.float()
-    curves = loop.train(
-        network,
-        cache,
-        axes=axes,
-        params=params,
-        seed=5,
-        accelerator=accelerator,
-        state_folder=base / "state",
-        log=lambda *_: None,
-    )
-    if accelerator.is_main_process:
-        save_file(network.state_dict(), base / "weights.safetensors")
-        (base / "curves.json").write_text(json.dumps(asdict(curves)))
+    train_and_keep(base, network, cache, axes=axes, params=params, accelerator=accelerator)
 
 
 if __name__ == "__main__":

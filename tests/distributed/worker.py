@@ -4,8 +4,10 @@ The problem (cache, network, batch) is made from seeds, the same in every proces
 """
 
 import itertools
+import json
 import sys
 from contextlib import nullcontext
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,7 @@ from mlembed_core.data.sampler import Sampler
 from mlembed_core.data.store import CacheWriter, TrainingCache
 from mlembed_core.model.network import Network
 from mlembed_core.stages.train import check_world_size
-from mlembed_core.train import sharding
+from mlembed_core.train import loop, sharding
 from mlembed_core.train.grad_cache import grad_cache_step
 from mlembed_core.train.step import step_loss
 from tests.tiny import tiny_qwen3
@@ -111,6 +113,19 @@ def problem(folder: Path, *, batch_size: int, **options: Any) -> tuple[Network, 
     sampler = Sampler(cache.sources, batch_size=batch_size, seed=3, num_steps=len(STEPS))
     axes = Axes(mrl_dims=(8, 16), mll_layers=(1, 2), mel_ranks=(2, 4, 8))
     return Network(stock(hidden=16, seed=0), rank=8).double(), cache, sampler, axes, params
+
+
+def train_and_keep(base: Path, network: Network, cache: TrainingCache, *, accelerator: Accelerator, **options: Any) -> None:
+    """A whole training; the main process writes its weights and curves into ``base``.
+
+    Args:
+        options: of :func:`mlembed_core.train.loop.train`.
+    """
+    options = {"log": lambda *_: None, **options}
+    curves = loop.train(network, cache, seed=5, accelerator=accelerator, state_folder=base / "state", **options)
+    if accelerator.is_main_process:
+        save_file(network.state_dict(), base / "weights.safetensors")
+        (base / "curves.json").write_text(json.dumps(asdict(curves)))
 
 
 def share_of(network: Network) -> float:

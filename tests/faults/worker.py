@@ -3,26 +3,22 @@
 It trains the problem of the two-process test and writes weights and curves to its folder; state lies there too.
 """
 
-import json
 import os
 import shutil
 import signal
 import sys
 import time
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from safetensors.torch import save_file
 
 from mlembed_core import lifeline
 from mlembed_core.data.sampler import Sampler
 from mlembed_core.stages.train import check_world_size, reporting
 from mlembed_core.train import resume
 from mlembed_core.train.control import StopRequest
-from mlembed_core.train.loop import train
-from tests.distributed.worker import problem
+from tests.distributed.worker import problem, train_and_keep
 
 NUM_STEPS = 40
 # Where a process dies: before a batch is drawn, before and within a pass through the network, before the weights change; within a save
@@ -100,20 +96,16 @@ def main() -> None:
         )
         network = network.float()
         arm(Reaper(), network)
-        curves = train(
+        train_and_keep(
+            base,
             network,
             cache,
             axes=axes,
             params=params,
-            seed=5,
             accelerator=accelerator,
-            state_folder=base / "state",
             log=lambda *_: time.sleep(float(os.environ.get(PAUSE, "0"))),
             stop_requested=stop_requested,
         )
-        if accelerator.is_main_process:
-            save_file(network.state_dict(), base / "weights.safetensors")
-            (base / "curves.json").write_text(json.dumps(asdict(curves)))
 
 
 if __name__ == "__main__":
