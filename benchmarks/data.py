@@ -85,9 +85,8 @@ def tokenise(workspace: Workspace, tokenizer_folder: Path, scratch: Path, rounds
     from transformers import PreTrainedTokenizerFast
 
     texts = _texts(workspace)
-    half = len(texts) // 2
     source = scratch / "source"
-    _write_pairs(source, list(zip(texts[:half], texts[half:], strict=True)))
+    _write_pairs(source, _pairs(texts))
     tokenizer = load_tokenizer(tokenizer_folder)
     stock = PreTrainedTokenizerFast(tokenizer_file=str(tokenizer_folder / "tokenizer.json"))
     out = scratch / "out"
@@ -128,14 +127,9 @@ def tokenise(workspace: Workspace, tokenizer_folder: Path, scratch: Path, rounds
 
 def cores(workspace: Workspace, tokenizer_folder: Path, scratch: Path, rounds: int) -> None:
     """The same work by more threads of one process, and by more processes with a thread each; seconds on the clock."""
-    texts = _texts(workspace)
-    half = len(texts) // 2
-    pairs = [
-        (f"{copy} {query}", f"{copy} {passage}")
-        for copy in range(COPIES)
-        for query, passage in zip(texts[:half], texts[half:], strict=True)
-    ]
+    pairs = [(f"{copy} {query}", f"{copy} {passage}") for copy in range(COPIES) for query, passage in _pairs(_texts(workspace))]
     _write_pairs(scratch / "many", pairs)
+    child = [sys.executable, "-m", "benchmarks.data", "--corpus", str(scratch / "many"), "--tokenizer", str(tokenizer_folder.absolute())]
     available = len(os.sched_getaffinity(0))
     counts = [count for count in (2, 4, 8, 16, 32, 64) if count < available] + [available]
     ways = {"1": (1, 1)}
@@ -145,15 +139,7 @@ def cores(workspace: Workspace, tokenizer_folder: Path, scratch: Path, rounds: i
     for _ in range(rounds):
         for name, (threads, processes) in ways.items():
             done = subprocess.run(
-                [
-                    sys.executable,
-                    "-m",
-                    "benchmarks.data",
-                    "--corpus",
-                    str(scratch / "many"),
-                    "--tokenizer",
-                    str(tokenizer_folder.absolute()),
-                ],
+                child,
                 env={**os.environ, "RAYON_NUM_THREADS": str(threads), PROCESSES: str(processes)},
                 capture_output=True,
                 text=True,
@@ -176,6 +162,12 @@ def corpus(source: Path, tokenizer_folder: Path) -> float:
         started = time.perf_counter()
         make_corpus(job, out, scratch=out, description="")
         return time.perf_counter() - started
+
+
+def _pairs(texts: Sequence[str]) -> list[tuple[str, str]]:
+    """The first half as queries, the second as passages."""
+    half = len(texts) // 2
+    return list(zip(texts[:half], texts[half:], strict=True))
 
 
 def _write_pairs(folder: Path, pairs: Sequence[tuple[str, str]]) -> None:

@@ -42,15 +42,19 @@ SHORTEST_SECRET = 16  # characters; those that `python -m workflows.stack secret
 KNOWN_PASSWORDS = ("password1234", "password", "postgres", "mlflow", "dagster", "admin", "changeme", "secret")
 # Detectors of something that is a secret by its form. Those of mere randomness find every hash and commit of this repository.
 DETECTORS = (
-    *(
-        "AWSKeyDetector",
-        "ArtifactoryDetector",
-        "AzureStorageKeyDetector",
-        "BasicAuthDetector",
-        "GitHubTokenDetector",
-        "GitLabTokenDetector",
-    ),
-    *("JwtTokenDetector", "KeywordDetector", "NpmDetector", "OpenAIDetector", "PrivateKeyDetector", "PypiTokenDetector", "SlackDetector"),
+    "AWSKeyDetector",
+    "ArtifactoryDetector",
+    "AzureStorageKeyDetector",
+    "BasicAuthDetector",
+    "GitHubTokenDetector",
+    "GitLabTokenDetector",
+    "JwtTokenDetector",
+    "KeywordDetector",
+    "NpmDetector",
+    "OpenAIDetector",
+    "PrivateKeyDetector",
+    "PypiTokenDetector",
+    "SlackDetector",
 )
 
 
