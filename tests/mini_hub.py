@@ -11,6 +11,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 
 @contextmanager
 def mini_hub(mirror: Path, *, asked: list[str] | None = None, breaks_after: int | None = None) -> Iterator[str]:
@@ -31,6 +33,24 @@ def mini_hub(mirror: Path, *, asked: list[str] | None = None, breaks_after: int 
     finally:
         server.shutdown()
         server.server_close()
+
+
+@contextmanager
+def only_hub(root: Path, patch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """Let the hub's library know ``root/mirror`` as its hub, and ``root/cache`` as its cache.
+
+    Yields:
+        The files sent so far, as in :func:`mini_hub`.
+    """
+    from huggingface_hub import constants
+
+    asked: list[str] = []
+    patch.setattr(constants, "HF_HUB_OFFLINE", False)
+    patch.setattr(constants, "HF_HUB_CACHE", str(root / "cache"))
+    with mini_hub(root / "mirror", asked=asked) as endpoint:
+        patch.setattr(constants, "ENDPOINT", endpoint)
+        patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", endpoint + "/{repo_id}/resolve/{revision}/{filename}")
+        yield asked
 
 
 class _Hub(BaseHTTPRequestHandler):
@@ -66,7 +86,7 @@ class _Hub(BaseHTTPRequestHandler):
     def answer(self, body: bytes | None, commit: str, *, head: bool, can_break: bool = False) -> None:
         first = self.first_byte if can_break else 0
         self.send_response(404 if body is None else 206 if first else 200)
-        if body is None and "/revision/" in self.path:
+        if body is None and self.path.startswith("/api/"):
             self.send_header("X-Error-Code", "RevisionNotFound")
         whole = body or b""
         if first:

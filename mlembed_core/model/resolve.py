@@ -14,7 +14,8 @@ import torch
 from torch import nn
 
 from mlembed_core.config.model import HubBackbone, LocalBackbone, RandomBackbone
-from mlembed_core.errors import ArtifactError, ConfigError, MachineError
+from mlembed_core.errors import ArtifactError, ConfigError
+from mlembed_core.hub import fetch
 from mlembed_core.model.architecture import first_position
 
 POSITIONS_FROM_PADDING = ("roberta", "xlm-roberta", "camembert")  # model types whose first position is padding_idx + 1
@@ -29,8 +30,8 @@ def resolve_backbone(params: RandomBackbone | LocalBackbone | HubBackbone, *, ro
         seed: of a random backbone's weights.
 
     Raises:
-        ConfigError: an architecture that transformers does not know, or a shape that it refuses.
-        ArtifactError: the folder holds no model.
+        ConfigError: an architecture that transformers does not know, a shape that it refuses, or the hub has no such commit.
+        ArtifactError: the folder, or the repository, holds no model.
         MachineError: the hub cannot be reached.
     """
     match params:
@@ -45,7 +46,7 @@ def resolve_backbone(params: RandomBackbone | LocalBackbone | HubBackbone, *, ro
                 )
             return load_folder(folder)
         case HubBackbone():
-            return _load(params.repo, revision=params.revision)
+            return load_folder(fetch(params.repo, params.revision, path="backbone.repo"))
 
 
 def random_backbone(params: RandomBackbone, *, vocab_size: int, seed: int) -> nn.Module:
@@ -73,31 +74,22 @@ def load_folder(folder: Path) -> nn.Module:
     Raises:
         ArtifactError: no or damaged weights; the message names the folder.
     """
-    return _load(str(folder), local_files_only=True)
-
-
-def _load(name: str, **options: Any) -> nn.Module:
     from safetensors import SafetensorError
     from transformers import AutoConfig, AutoModel
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # a bar per checkpoint says nothing that the stage does not
-    options["trust_remote_code"] = False
+    options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     try:
-        config = AutoConfig.from_pretrained(name, **options)
+        config = AutoConfig.from_pretrained(folder, **options)
         _switch_dropout_off(config)
-        model = AutoModel.from_pretrained(name, config=config, dtype=torch.float32, use_safetensors=True, **options)
+        model = AutoModel.from_pretrained(folder, config=config, dtype=torch.float32, use_safetensors=True, **options)
     except SafetensorError as error:
         raise ArtifactError(
-            f"the weights in {name} are damaged ({error}). Fetch them again (`dvc checkout`, or from where they came)."
+            f"the weights in {folder} are damaged ({error}). Fetch them again (`dvc checkout`, or from where they came)."
         ) from error
     except OSError as error:
-        if options.get("local_files_only"):
-            raise ArtifactError(f"cannot read a model from {name}: {error}") from error
-        revision = options["revision"]
-        raise MachineError(
-            f"cannot fetch the backbone {name} at {revision}: {error}\nWith network access, run `hf download {name} --revision {revision}`."
-        ) from error
+        raise ArtifactError(f"cannot read a model from {folder}: {error}") from error
     return cast("nn.Module", model)
 
 

@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from mlembed_core.artifacts import Workspace, hash_of, verify_files
-from mlembed_core.errors import ArtifactError, MachineError, RegistryError
+from mlembed_core.errors import ArtifactError, RegistryError
+from mlembed_core.hub import fetch
 from mlembed_core.registry.client import WEIGHTS_HASH_TAG, Registry, open_registry
 from mlembed_core.registry.versions import known
 
 SCHEME = "models:/"
 HUB = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)@(?P<revision>[0-9a-f]{40})")  # pinned: a branch would be another model tomorrow
-HUB_FILES = ["*.json", "*.safetensors", "*/config.json"]  # no pickles, no code
 REFERENCE = re.compile(r"models:/(?P<name>[^/@]+)(?:@(?P<alias>[^/@]+)|/(?P<version>[0-9]+))")
 
 
@@ -30,6 +30,8 @@ def resolve(ref: str | Path) -> Path:
 
     Raises:
         ArtifactError: there is no such folder.
+        ConfigError: the hub has no such repository or commit.
+        MachineError: the hub cannot be reached.
         RegistryError: no such model, alias or version, or no MLflow to ask.
     """
     if isinstance(ref, str) and ref.startswith("models:"):
@@ -37,7 +39,7 @@ def resolve(ref: str | Path) -> Path:
     folder = Path(ref)
     match = HUB.fullmatch(str(ref))
     if match is not None and not folder.is_dir():
-        return _hub_folder(match["repo"], match["revision"])
+        return fetch(match["repo"], match["revision"], path=str(ref))
     if not folder.is_dir():
         raise ArtifactError(
             f"there is no model at {folder}{_others()}. Give a checkpoint folder, a registered version ({SCHEME}NAME@alias) or a hub "
@@ -70,20 +72,6 @@ def _others() -> str:
     if not there:
         return f" ({workspace.models} is empty: `dvc repro` trains, `dvc pull` fetches)"
     return f" (there are: {', '.join(os.path.relpath(path) for path in there)})"
-
-
-def _hub_folder(repo: str, revision: str) -> Path:
-    """The hub's files of a model in its own cache; downloaded where they are not there yet."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(repo, revision=revision, allow_patterns=HUB_FILES))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise MachineError(
-            f"{repo}@{revision} cannot be fetched from the hub ({type(error).__name__}: {error}). With network access, "
-            f"`hf download {repo} --revision {revision}` fetches it."
-        ) from error
 
 
 def _registered_folder(ref: str) -> Path:

@@ -19,7 +19,8 @@ from mlembed_core.data.key_table import KeyTable
 from mlembed_core.data.rows import ROWS_FILE
 from mlembed_core.data.texts import distinct, hash_key, num_rows, read_batches
 from mlembed_core.data.tokenize import CONFIG_FILE, EOS, PAD, TOKENIZER_FILE, append_eos, read_tokenizer, save_tokenizer, train_tokenizer
-from mlembed_core.errors import ArtifactError, ConfigError, DataError, MachineError
+from mlembed_core.errors import ArtifactError, DataError
+from mlembed_core.hub import fetch
 from mlembed_core.progress import Reporter
 
 SPECIAL_TOKENS_FILE = "special_tokens_map.json"  # older folders keep here what newer ones have in tokenizer_config.json
@@ -49,6 +50,7 @@ def run(workspace: Workspace) -> None:
     Raises:
         ArtifactError: a source's out or the local tokenizer is missing or damaged.
         DataError: the sources hold no text to train on.
+        ConfigError: the hub has no such repository or commit.
         MachineError: the hub cannot be reached.
     """
     config = load(workspace.params_file, Config)
@@ -156,33 +158,9 @@ def _local_folder(workspace: Workspace, params: LocalTokenizer) -> Path:
 
 
 def _hub_folder(params: HubTokenizer) -> Path:
-    """The folder of the hub's cache that holds the files, fetched unless they are there: a commit never changes, so a copy will do."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
-
-    wanted = (TOKENIZER_FILE, CONFIG_FILE, SPECIAL_TOKENS_FILE)
-    where: dict[str, Any] = {"repo_id": params.repo, "revision": params.revision, "allow_patterns": list(wanted)}
-    try:
-        copy = Path(snapshot_download(**where, local_files_only=True))
-        if (copy / TOKENIZER_FILE).is_file() and (copy / CONFIG_FILE).is_file():
-            return copy
-    except OSError:
-        pass  # no copy yet
-    except HFValidationError as error:
-        raise ConfigError(f"tokenizer.repo={params.repo!r} is no name of a hub repository ({error}); write owner/name") from None
-    try:
-        folder = Path(snapshot_download(**where))
-    except (RepositoryNotFoundError, RevisionNotFoundError) as error:
-        raise ConfigError(
-            f"tokenizer: the hub has no commit {params.revision} of {params.repo}, or hides it from you ({error}). "
-            "Check tokenizer.repo and tokenizer.revision in configs/params.yaml; `hf auth login` for a private repository."
-        ) from error
-    except OSError as error:
-        raise MachineError(
-            f"cannot fetch the tokenizer of {params.repo} at {params.revision}: {error}\n"
-            f"Where there is a network, run `hf download {params.repo} {TOKENIZER_FILE} {CONFIG_FILE} --revision {params.revision}` "
-            "(HF_HOME says where it goes); this stage then needs none."
-        ) from error
+    folder = fetch(
+        params.repo, params.revision, path="tokenizer.repo", files=(TOKENIZER_FILE, CONFIG_FILE), optional=(SPECIAL_TOKENS_FILE,)
+    )
     if not (folder / TOKENIZER_FILE).is_file():
         raise ArtifactError(
             f"the hub repository {params.repo} at {params.revision} has no {TOKENIZER_FILE}, the one form that this project reads. "

@@ -18,7 +18,8 @@ from mlembed_core.artifacts import hash_of, sha256_file
 from mlembed_core.config.model import HubModel, RegisteredModel
 from mlembed_core.config.settings import LocalTeacher
 from mlembed_core.config.settings import Teacher as TeacherParams
-from mlembed_core.errors import ArtifactError, ConfigError, MachineError
+from mlembed_core.errors import ArtifactError, ConfigError
+from mlembed_core.hub import fetch
 from mlembed_core.model.checkpoint import CHECKPOINT_FACTS, pooling_of
 from mlembed_core.model.network import Network
 from mlembed_core.model.resolve import load_folder
@@ -50,7 +51,7 @@ def load_teacher(
 
     Raises:
         ArtifactError: no or damaged weights.
-        ConfigError: the pin does not fit, another tokenizer, or a teacher narrower than its student.
+        ConfigError: the pin does not fit, another tokenizer, a teacher narrower than its student, or the hub has no such commit.
         MachineError: the hub cannot be reached.
         RegistryError: no such version.
     """
@@ -58,7 +59,7 @@ def load_teacher(
         case LocalTeacher():
             folder = _local_folder(params, path, root)
         case HubModel():
-            folder = _hub_folder(params)
+            folder = fetch(params.repo, params.revision, path=path)
         case RegisteredModel():
             folder = registered(params.name, params.version)
     sha256 = folder_hash(folder)
@@ -124,16 +125,3 @@ def _local_folder(params: LocalTeacher, path: str, root: Path) -> Path:
     if not folder.is_dir():
         raise ArtifactError(f"{path}.path={params.path}: there is no folder {folder}. Put the teacher's checkpoint there, or name another.")
     return folder
-
-
-def _hub_folder(params: HubModel) -> Path:
-    """The hub's cache of the commit, fetched unless it is there."""
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(params.repo, revision=params.revision, allow_patterns=["*.json", "*.safetensors"]))
-    except OSError as error:
-        raise MachineError(
-            f"cannot fetch the teacher {params.repo} at {params.revision}: {error}\n"
-            f"With network access, run `hf download {params.repo} --revision {params.revision}`."
-        ) from error

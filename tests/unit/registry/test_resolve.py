@@ -11,10 +11,10 @@ import pytest
 
 import mlembed_core
 from mlembed_core.artifacts import Workspace, manifest_hash
-from mlembed_core.errors import ArtifactError, MachineError, RegistryError
+from mlembed_core.errors import ArtifactError, ConfigError, RegistryError
 from mlembed_core.registry.register import register
 from mlembed_core.registry.resolve import cache_folder, resolve
-from tests.mini_hub import mini_hub
+from tests.mini_hub import only_hub
 from tests.tiny import tiny_qwen3, tokenizer_folder
 
 
@@ -120,8 +120,6 @@ REVISION = "a" * 40
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A hub on loopback with one model of ours, and its cache; gives the model's folder."""
-    from huggingface_hub import constants
-
     from mlembed_core.model.checkpoint import write_checkpoint
     from mlembed_core.model.network import Network
 
@@ -130,11 +128,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     tokenizer = tokenizer_folder(tmp_path / "tokenizer")
     write_checkpoint(folder, Network(tiny_qwen3(seed=1, vocab_size=258), rank=8), tokenizer_folder=tokenizer, details={"setting": None})
     (folder / "code.py").write_text("raise SystemExit")
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    with mini_hub(tmp_path / "mirror") as endpoint:
-        monkeypatch.setattr(constants, "ENDPOINT", endpoint)
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", endpoint + "/{repo_id}/resolve/{revision}/{filename}")
+    with only_hub(tmp_path, monkeypatch):
         yield folder
 
 
@@ -145,7 +139,7 @@ def test_a_hub_id_at_a_commit_opens_at_a_cut(hub: Path, monkeypatch: pytest.Monk
     found = mlembed_core.load(ref, layers=1, dim=8, rank=4).encode_documents(texts)
     np.testing.assert_array_equal(found, mlembed_core.load(hub, layers=1, dim=8, rank=4).encode_documents(texts))
     assert not list(resolve(ref).glob("*.py"))  # no code comes along
-    with pytest.raises(MachineError, match=rf"team/other@{REVISION} cannot be fetched from the hub"):
+    with pytest.raises(ConfigError, match=rf"the hub has no commit {REVISION} of team/other"):
         mlembed_core.load(f"team/other@{REVISION}")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)  # from now on the cache serves
     np.testing.assert_array_equal(mlembed_core.load(ref, layers=1, dim=8, rank=4).encode_documents(texts), found)

@@ -8,6 +8,7 @@ from mlembed_core.artifacts import manifest_hash, read_json, read_manifest
 from mlembed_core.errors import ConfigError
 from mlembed_core.stages import backbone as stage
 from mlembed_core.stages import cache as cache_stage
+from tests.mini_hub import only_hub
 
 SHAPE = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 2, "head_dim": 16}
 CONFIG = {"model_type": "qwen3", "num_key_value_heads": 2, **SHAPE}
@@ -48,3 +49,16 @@ def test_a_folder_is_pruned_further(cached):
     with pytest.raises(ConfigError, match=r"backbone.prune.num_hidden_layers=4 exceeds the model's 3"):
         make(cached, type="local", path="larger", prune={"num_hidden_layers": 4})
     assert read_json(cached.workspace.backbone / "mlembed.json")["shape"]["layers"] == 1  # what was there before is untouched
+
+
+def test_a_backbone_of_the_hub_is_that_commits(cached, monkeypatch):
+    make(cached, type="random", config=CONFIG)
+    root = cached.workspace.root
+    commit = root / "mirror" / "team" / "base" / ("1" * 40)
+    commit.parent.mkdir(parents=True)
+    cached.workspace.backbone.rename(commit)
+    with only_hub(root, monkeypatch):
+        assert make(cached, type="hub", repo="team/base", revision="1" * 40)["layers"] == 3
+        with pytest.raises(ConfigError, match=rf"backbone\.repo: the hub has no commit {'2' * 40} of team/base"):
+            make(cached, type="hub", repo="team/base", revision="2" * 40)
+    assert (cached.workspace.backbone / "model.safetensors").read_bytes() == (commit / "model.safetensors").read_bytes()

@@ -173,13 +173,15 @@ class TestHub:
         assert read_manifest(text_workspace.workspace.tokenizer)["params"]["revision"] == REVISION
 
     def test_without_copy_and_network_the_command_that_fetches_it_is_shown(self, hub: Path, text_workspace: Any) -> None:
-        with pytest.raises(MachineError, match=f"hf download team/words tokenizer.json tokenizer_config.json --revision {REVISION}"):
+        with pytest.raises(
+            MachineError, match=f"hf download team/words --revision {REVISION} --include 'tokenizer.json' --include 'tokenizer_config.json'"
+        ):
             stage.run(text_workspace.workspace)
         assert not text_workspace.workspace.tokenizer.exists()
 
     def test_a_name_that_is_none_is_a_mistake_in_the_parameters(self, hub: Path, text_workspace: Any) -> None:
         text_workspace.set("tokenizer", {"type": "hub", "repo": "a/b/c", "revision": REVISION, "max_length": 5})
-        with pytest.raises(ConfigError, match=r"tokenizer\.repo='a/b/c'"):
+        with pytest.raises(ConfigError, match=r"tokenizer\.repo: 'a/b/c'"):
             stage.run(text_workspace.workspace)
 
     def test_a_commit_without_the_file_is_refused(self, hub: Path, text_workspace: Any, monkeypatch: pytest.MonkeyPatch) -> None:

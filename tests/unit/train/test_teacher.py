@@ -73,7 +73,7 @@ def test_a_teacher_of_the_hub_comes_from_its_cache(folders, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     params = HubModel(type="hub", repo="org/teacher", revision=revision)
     assert load(folders, params=params).sha256 == folder_hash(folders[0])
-    with pytest.raises(MachineError, match=rf"cannot fetch the teacher org/teacher at {'2' * 40}.*(?s:.)*hf download"):
+    with pytest.raises(MachineError, match=rf"{PATH}: cannot fetch org/teacher at {'2' * 40}.*(?s:.)*hf download"):
         load(folders, params=HubModel(type="hub", repo="org/teacher", revision="2" * 40))
 
 
