@@ -23,7 +23,7 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from mlembed_core.artifacts import MANIFEST, Workspace, hash_of, read_json
+from mlembed_core.artifacts import CONTROLS, MANIFEST, Workspace, hash_of, read_json
 from mlembed_core.config.base import parse
 from mlembed_core.config.params import Params
 from mlembed_core.config.presets import compose
@@ -157,12 +157,12 @@ class Run:
             folder = self.seed_folder(seed)
             if not (folder / ".done" / f"evaluate-baseline-{SUITE}").is_file():
                 continue
-            for setting in ("controls", *self.values["settings"]):
+            for setting in (CONTROLS, *self.values["settings"]):
                 path = folder / "scores" / setting / f"{SUITE}.json"
                 if path.is_file():
                     for name, of_tasks in json.loads(path.read_text(encoding="utf-8")).items():
                         for task, score in of_tasks.items():
-                            scores[name if setting == "controls" else f"{setting} {name}"][task].append(score)
+                            scores[name if setting == CONTROLS else f"{setting} {name}"][task].append(score)
         return scores
 
 

@@ -25,6 +25,7 @@ from mlembed_core.errors import ArtifactError, MachineError
 
 SCHEMA_VERSION = 1  # of the manifest itself; formats inside an out carry their own
 MANIFEST = "manifest.json"
+CONTROLS = "controls"  # the folder of scores beside those of the settings
 
 
 @dataclass(frozen=True)

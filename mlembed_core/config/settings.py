@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt, model_validator
 
+from mlembed_core.artifacts import CONTROLS
 from mlembed_core.config.base import Name, Section
 from mlembed_core.config.data import Kind
 from mlembed_core.config.model import HubModel, RegisteredModel
@@ -96,4 +97,10 @@ class SettingParams(Section):
         return self.objectives.get(kind) or shared[kind]
 
 
-Settings = dict[Name, SettingParams]
+def _check_setting(name: str) -> str:
+    if name == CONTROLS:
+        raise ValueError(f"no setting can be called {name!r}: scores/{name} holds the scores of the controls. Choose another name.")
+    return name
+
+
+Settings = dict[Annotated[Name, AfterValidator(_check_setting)], SettingParams]

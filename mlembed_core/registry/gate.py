@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from mlembed_core.artifacts import Workspace, manifest_hash, verify_files
+from mlembed_core.artifacts import CONTROLS, Workspace, manifest_hash, verify_files
 from mlembed_core.config.base import Name, Section
 from mlembed_core.config.evaluate import SubmodelParams, Suites
 from mlembed_core.config.gate import GateParams
@@ -27,7 +27,7 @@ from mlembed_core.registry.compare import Finding, compare
 from mlembed_core.registry.lineage import Place, walk
 from mlembed_core.registry.prove import Prover
 from mlembed_core.registry.resolve import resolve
-from mlembed_core.registry.tables import CONTROLS, FOLDER, Scored, fetch_tables, read_scored
+from mlembed_core.registry.tables import FOLDER, Scored, fetch_tables, read_scored
 from mlembed_core.train.tracking import GIT_COMMIT_TAG, OUTPUT_HASH_TAG, SETTING_TAG
 
 EXPORT_TAG = "mlembed.export_verified"  # on a version: the fingerprint of an export that gave its vectors

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from mlembed_core.artifacts import Workspace, sha256_file
+from mlembed_core.artifacts import CONTROLS, Workspace, sha256_file
 from mlembed_core.config.grid import Shape, resolve_submodel
 from mlembed_core.errors import ArtifactError, RegistryError
 from mlembed_core.evaluate.bootstrap import Answers, Part
@@ -27,7 +27,6 @@ from mlembed_core.registry.client import Registry
 
 TABLES_TAG = "mlembed.tables_hash"  # on the run: of the tables that lie among its artifacts
 FOLDER = "scores"
-CONTROLS = "controls"
 COLUMNS = ["setting", "submodel", "task", "subset", "split", "language", "query", "score", "main"]
 
 

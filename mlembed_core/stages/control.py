@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING
 
-from mlembed_core.artifacts import Workspace, manifest_hash, read_manifest
+from mlembed_core.artifacts import CONTROLS, Workspace, manifest_hash, read_manifest
 from mlembed_core.config.base import Section, pick
 from mlembed_core.config.evaluate import EvaluationParams, LocalSuite, Suite, Suites
 from mlembed_core.config.load import load
@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from mlembed_core.evaluate.run import Item
 
 UNTRAINED = "untrained"
-CONTROLS = "controls"  # the folder beside those of the settings
 
 
 class Config(Section):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from mlembed_core.artifacts import Workspace, manifest_hash, read_manifest, sha256_file, write_json, write_manifest, writing
+from mlembed_core.artifacts import CONTROLS, Workspace, manifest_hash, read_manifest, sha256_file, write_json, write_manifest, writing
 from mlembed_core.config.base import Name, Section
 from mlembed_core.config.data import Sources
 from mlembed_core.config.evaluate import EvaluationParams, Suites
@@ -13,7 +13,7 @@ from mlembed_core.config.settings import Settings
 from mlembed_core.evaluate.report import page, pictures, wording
 from mlembed_core.evaluate.report.certainty import compare_settings
 from mlembed_core.evaluate.report.languages import by_language, by_script, shown_systems
-from mlembed_core.evaluate.report.origin import CONTROLS, Made, Origin
+from mlembed_core.evaluate.report.origin import Made, Origin
 from mlembed_core.evaluate.report.published import published_on
 from mlembed_core.evaluate.report.read import (
     Curve,
@@ -107,7 +107,7 @@ def compare(workspace: Workspace, config: Config, curves: Mapping[str, tuple[Cur
 
 
 def _suite(workspace: Workspace, config: Config, suite: str) -> SuiteSummary:
-    made_by = {setting: f"mlembed evaluate {setting} {suite}" for setting in config.settings} | {"controls": f"mlembed control {suite}"}
+    made_by = {setting: f"mlembed evaluate {setting} {suite}" for setting in config.settings} | {CONTROLS: f"mlembed control {suite}"}
     origin = {name: workspace.scores / name / f"{suite}.parquet" for name in made_by}
     found = summarise_suite(
         suite,
@@ -117,7 +117,7 @@ def _suite(workspace: Workspace, config: Config, suite: str) -> SuiteSummary:
         scores={
             setting: read_scores(origin[setting], suite=suite, setting=setting, made_by=made_by[setting]) for setting in config.settings
         },
-        controls=read_scores(origin["controls"], suite=suite, made_by=made_by["controls"]),
+        controls=read_scores(origin[CONTROLS], suite=suite, made_by=made_by[CONTROLS]),
         origin=origin,
     )
     answers = {key: value for name, path in origin.items() for key, value in read_answers(path, made_by=made_by[name]).items()}

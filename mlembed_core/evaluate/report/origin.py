@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 
+from mlembed_core.artifacts import CONTROLS
 from mlembed_core.evaluate.report.pictures import FAINT, INK, MUTED, PAPER, Picture, look
 
 SHORT = 8  # digits of a hash that people see
@@ -19,7 +20,6 @@ LETTERS_PER_INCH = 15  # at 8 points, about
 ARROW: Any = {"arrowstyle": "->", "color": FAINT, "shrinkA": 0, "shrinkB": 0}
 ORDER = ("tokenizer", "cache", "backbone")  # a model's inputs from left to right; others (a teacher) behind
 TITLES = {"tokenizer": "Tokenizer", "cache": "Training cache", "backbone": "Backbone"}
-CONTROLS = "controls"
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from statistics import fmean
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from mlembed_core.artifacts import read_json
+from mlembed_core.artifacts import CONTROLS, read_json
 from mlembed_core.config.evaluate import BenchmarkSuite, EvaluationParams, LocalSuite, Suites
 from mlembed_core.config.grid import Shape, Submodel, resolve_submodel
 from mlembed_core.errors import ArtifactError
@@ -228,7 +228,7 @@ def summarise_suite(
 
     Args:
         models, scores: per setting, in the order in which it shall be shown.
-        origin: per setting (and ``"controls"``) the score table's path, for messages.
+        origin: per setting (and ``CONTROLS``) the score table's path, for messages.
 
     Raises:
         ArtifactError: a table lacks a submodel or a task, or two tables measured different things.
@@ -248,7 +248,7 @@ def summarise_suite(
         benchmark=suite.benchmark if isinstance(suite, BenchmarkSuite) else None,
         tasks=[Task(name=task, type=score.type, metric=score.metric) for task, score in tasks.items()],
         settings=settings,
-        controls=[_control(control, tasks, settings, origin["controls"]) for control in controls],
+        controls=[_control(control, tasks, settings, origin[CONTROLS]) for control in controls],
         pareto={cost: [{"setting": member.setting, "submodel": member.name} for member in line] for cost, line in lines.items()},
     )
 

@@ -2,9 +2,9 @@
 
 import pytest
 
-from mlembed_core.config.base import parse
+from mlembed_core.config.base import Section, parse
 from mlembed_core.config.data import Kind
-from mlembed_core.config.settings import SettingParams
+from mlembed_core.config.settings import SettingParams, Settings
 from mlembed_core.config.train import Objective
 from mlembed_core.errors import ConfigError
 
@@ -36,3 +36,12 @@ def test_a_setting_changes_the_terms_of_the_kinds_that_it_names():
 def test_a_mistake_is_told(values, message):
     with pytest.raises(ConfigError, match=message):
         setting(**values)
+
+
+def test_no_setting_takes_the_place_of_the_controls():
+    class Named(Section):
+        settings: Settings
+
+    assert list(parse(Named, {"settings": {"control": {}}}, origin="params.yaml").settings) == ["control"]
+    with pytest.raises(ConfigError, match=r"no setting can be called 'controls': scores/controls holds the scores of the controls"):
+        parse(Named, {"settings": {"controls": {}}}, origin="params.yaml")

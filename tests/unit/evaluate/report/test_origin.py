@@ -8,7 +8,8 @@ from typing import Any
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from mlembed_core.evaluate.report.origin import CONTROLS, Made, Origin, picture
+from mlembed_core.artifacts import CONTROLS
+from mlembed_core.evaluate.report.origin import Made, Origin, picture
 from mlembed_core.evaluate.report.pictures import NARROW, WIDE, svg
 
 SHARED = {"tokenizer": "a" * 64, "cache": "b" * 64}
