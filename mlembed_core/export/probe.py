@@ -6,6 +6,8 @@ It loads its libraries, then reads the export's folder and a folder for its answ
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -44,11 +46,28 @@ def main() -> None:
     if Reader.SENTENCE_TRANSFORMERS in readers:
         import sentence_transformers  # noqa: F401  # slow to load: now, while the caller is still at work
     folder, answers = (Path(line) for line in sys.stdin.read().splitlines())
+    if wrong := answer(readers, folder, answers):
+        sys.exit(wrong)
+
+
+def answer(readers: Sequence[Reader], folder: Path, answers: Path) -> str | None:
+    """Write each reader's vectors to ``answers/READER.npy``; what is wrong, or None."""
     for reader in readers:
         try:
             np.save(answers / f"{reader}.npy", READERS[reader](folder), allow_pickle=False)
         except Exception as error:  # of whatever library reads it
-            sys.exit(f"{reader}: {type(error).__name__}: {' '.join(str(error).split())}")
+            return f"{reader}: {type(error).__name__}: {' '.join(str(error).split())}"
+    return None
+
+
+def answer_on(line: Connection, other_end: Connection, readers: Sequence[Reader]) -> None:
+    """The same in a fork: the two folders come over ``line``, and what is wrong goes back over it (nothing: empty)."""
+    other_end.close()  # the fork's copy would keep the line open when the other process dies
+    try:
+        folder, answers = (Path(name) for name in line.recv_bytes().decode().splitlines())
+    except EOFError:
+        return
+    line.send_bytes((answer(readers, folder, answers) or "").encode())
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ with the one that the export printed.
 from __future__ import annotations
 
 import importlib.util
+import multiprocessing
 import subprocess
 import sys
 import tempfile
@@ -28,6 +29,7 @@ from mlembed_core.export.golden import difference, read_golden
 # Of two computations in float32: other processors and thread counts sum in another order (measured across stacks: 3e-7).
 TOLERANCE = 1e-5
 PROBE_TIMEOUT_S = 600
+TOO_LONG = f"it was not encoded within {PROBE_TIMEOUT_S} s on this machine"
 # What the hub puts beside a model, and the card that `mlembed push` writes: no stack computes from these.
 BESIDE = {MANIFEST, "README.md", ".gitattributes"}
 HUB_CACHE = ".cache/huggingface/"
@@ -149,13 +151,45 @@ class Probe:
             VerificationError: a reader cannot read the folder, or does not come to an end.
         """
         with tempfile.TemporaryDirectory(prefix="mlembed-verify-") as scratch:
-            try:
-                _, errors = self._process.communicate(f"{folder.resolve()}\n{scratch}\n", timeout=PROBE_TIMEOUT_S)
-            except subprocess.TimeoutExpired:
-                raise VerificationError(f"{folder} was not encoded within {PROBE_TIMEOUT_S} s on this machine") from None
-            if self._process.returncode != 0:
-                last = errors.strip().splitlines()[-1:] or ["no message"]
-                raise VerificationError(f"{folder} cannot be read: {last[0]}")
+            wrong = self._ask(folder.resolve(), Path(scratch))
+            if wrong is not None:
+                raise VerificationError(f"{folder} cannot be read: {wrong}")
             return {
                 reader.value: difference(np.load(Path(scratch) / f"{reader}.npy", allow_pickle=False), golden) for reader in self.readers
             }
+
+    def _ask(self, folder: Path, answers: Path) -> str | None:
+        """Let the process write its vectors to ``answers``; what is wrong, or None."""
+        try:
+            _, errors = self._process.communicate(f"{folder}\n{answers}\n", timeout=PROBE_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            return TOO_LONG
+        if self._process.returncode == 0:
+            return None
+        return (errors.strip().splitlines() or ["no message"])[-1]
+
+
+class ForkedProbe(Probe):
+    """The same as a fork of this process, which has loaded the libraries and used none of them: a fresh one without loading them again."""
+
+    def __init__(self, readers: Sequence[Reader]) -> None:
+        from mlembed_core.export.probe import answer_on
+
+        self.readers = list(readers)
+        context = multiprocessing.get_context("fork")
+        self._line, theirs = context.Pipe()
+        self._forked = context.Process(target=answer_on, args=(theirs, self._line, self.readers), daemon=True)
+        self._forked.start()
+        theirs.close()
+
+    def __exit__(self, *_: object) -> None:
+        self._line.close()
+        self._forked.kill()
+        self._forked.join()
+
+    def _ask(self, folder: Path, answers: Path) -> str | None:
+        try:
+            self._line.send_bytes(f"{folder}\n{answers}\n".encode())
+            return (self._line.recv_bytes().decode() or None) if self._line.poll(PROBE_TIMEOUT_S) else TOO_LONG
+        except (EOFError, OSError):
+            return "the process that read it died"

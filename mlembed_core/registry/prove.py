@@ -1,6 +1,6 @@
 """The process in which the gate lets a version be exported: ``python -m mlembed_core.registry.prove SCRATCH``.
 
-It loads its libraries at once, reads the version's folder from stdin, and exports it to ``SCRATCH/export``; what another fresh process
+It loads its libraries at once, reads the version's folder from stdin, and exports it to ``SCRATCH/export``; what another process
 reads from there must be the version's vectors. The answer, one line of JSON on stdout, is the export's fingerprint and the largest
 difference, or what is wrong. So the gate compares scores meanwhile, and needs no torch itself.
 """
@@ -15,7 +15,7 @@ from typing import Any
 
 from mlembed_core.errors import ArtifactError, EvaluationError, SubmodelError
 from mlembed_core.export.kinds import Format, StoredType
-from mlembed_core.export.verify import Probe, Reader, VerificationError
+from mlembed_core.export.verify import ForkedProbe, Reader, VerificationError
 
 PATIENCE_S = 900
 
@@ -68,9 +68,9 @@ class Prover:
 
 
 def main() -> None:
-    with Probe([Reader.MLEMBED]) as probe:  # it loads its libraries while this process does
-        from mlembed_core.export.slice import take_out
+    from mlembed_core.export.slice import take_out
 
+    with ForkedProbe([Reader.MLEMBED]) as probe:
         folder, target = Path(sys.stdin.readline().strip()), Path(sys.argv[1]) / "export"
         try:
             done = take_out(

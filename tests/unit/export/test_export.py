@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import shutil
+import signal
+import subprocess
+import sys
 
 import numpy as np
+import psutil
 import pytest
 from safetensors import safe_open
 from transformers import AutoModel
@@ -200,3 +204,39 @@ def test_a_fresh_process_says_why_it_cannot_read_a_folder(copy):
         pytest.raises(VerificationError, match="cannot be read: mlembed: ArtifactError: the weights in"),
     ):
         probe.differences(copy, read_golden(copy)[0])
+
+
+# A fork must not be made in a process that has computed with torch already, as this one has.
+FORKED = """
+import os, signal, sys
+from pathlib import Path
+from mlembed_core.export.golden import read_golden
+from mlembed_core.export.verify import ForkedProbe, Reader, VerificationError
+import mlembed_core.export.slice
+whole, damaged = (Path(name) for name in sys.argv[1:])
+golden, _ = read_golden(whole)
+for act in ("read", "read damaged", "die"):
+    with ForkedProbe([Reader.MLEMBED]) as probe:
+        if act == "die":
+            os.kill(probe._forked.pid, signal.SIGKILL)
+        try:
+            print(probe.differences(damaged if act == "read damaged" else whole, golden)["mlembed"] < 1e-6)
+        except VerificationError as error:
+            print(error)
+probe = ForkedProbe([Reader.MLEMBED])
+print(probe._forked.pid, flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.slow
+def test_a_fork_reads_what_a_fresh_process_would_and_never_outlives_its_parent(exported, copy):
+    (copy / "model.safetensors").write_bytes(b"no weights")
+    done = subprocess.run([sys.executable, "-c", FORKED, exported[0], copy], capture_output=True, text=True, timeout=300)
+    read, damaged, died, forked = done.stdout.splitlines()
+    assert read == "True"
+    assert damaged.startswith(f"{copy} cannot be read: mlembed: ArtifactError: the weights in")
+    assert died == f"{exported[0]} cannot be read: the process that read it died"
+    assert done.returncode == -signal.SIGKILL
+    psutil.wait_procs([process for process in psutil.process_iter() if process.pid == int(forked)], timeout=30)
+    assert not psutil.pid_exists(int(forked))
