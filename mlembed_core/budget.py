@@ -269,7 +269,5 @@ def _disk(params: Params, count: Parameters, rows: int, root: Path) -> dict[str,
 
 def _source_bytes(params: Params, root: Path) -> int:
     """As much as the files that the sources read, as far as they are there."""
-    patterns = [
-        pattern.path for source in params.sources.values() if isinstance(source.origin, LocalOrigin) for pattern in source.origin.patterns
-    ]
-    return sum(path.stat().st_size for pattern in patterns if not Path(pattern).is_absolute() for path in root.glob(pattern))
+    origins = [source.origin for source in params.sources.values() if isinstance(source.origin, LocalOrigin)]
+    return sum(path.stat().st_size for origin in origins for pattern in origin.patterns for path in pattern.matches(root))

@@ -224,7 +224,7 @@ def check_params(workspace: Workspace) -> Iterator[Finding]:
         if isinstance(source.origin, HubOrigin):
             yield _check_hub_files(name, source.origin)
         if isinstance(source.origin, LocalOrigin):
-            yield _check_files(f"sources.{name}", [pattern.path for pattern in source.origin.patterns], workspace)
+            yield _check_files(f"sources.{name}", source.origin, workspace)
 
 
 def _check_threads(params: Params) -> Finding:
@@ -267,11 +267,11 @@ def _check_tokenizer(params: Params, workspace: Workspace) -> Iterator[Finding]:
             yield Finding("tokenizer", Status.OK, f"{repo} at {revision[:12]} from the hub; needs the network once")
 
 
-def _check_files(path: str, patterns: list[str], workspace: Workspace) -> Finding:
-    for pattern in patterns:
-        if not any(True for _ in workspace.root.glob(pattern)) if not Path(pattern).is_absolute() else not Path(pattern).exists():
+def _check_files(path: str, origin: LocalOrigin, workspace: Workspace) -> Finding:
+    for pattern in origin.patterns:
+        if not pattern.matches(workspace.root):
             advice = "correct the path (relative to the workspace) or put the files there"
-            return Finding(path, Status.FAIL, f"{path}.origin.files: nothing matches {pattern!r}", advice)
+            return Finding(path, Status.FAIL, f"{path}.origin.files: nothing matches {pattern.path!r}", advice)
     return Finding(path, Status.OK, f"files of {path} are there")
 
 

@@ -10,6 +10,7 @@ import torch
 
 from mlembed_core.budget import MEAN_TOKENS, QWEN3_VOCABULARY, SPLIT_OVER, Cluster, count_parameters, durations, estimate
 from mlembed_core.config.axes import resolve_axes
+from mlembed_core.config.data import LocalOrigin
 from mlembed_core.config.model import LocalBackbone
 from mlembed_core.config.presets import read
 from mlembed_core.errors import ConfigError
@@ -111,6 +112,16 @@ def test_a_tokenizer_that_is_there_is_asked(tmp_path):
     budget = estimate(read(PRESETS, "ml-embed-80m"), root=tmp_path)
     assert budget.parameters.table == 3 * 320
     assert budget.disk["source"] == 5
+
+
+def test_files_beside_the_workspace_are_counted(tmp_path):
+    (tmp_path / "pairs").mkdir()
+    (tmp_path / "pairs" / "x.parquet").write_bytes(b"123")
+    params = read(PRESETS, "tiny")
+    (name, source), *_ = params.sources.items()
+    origin = LocalOrigin(type="local", files=[f"{tmp_path}/pairs/*.parquet"])
+    outside = params.model_copy(update={"sources": {name: source.model_copy(update={"origin": origin})}})
+    assert estimate(outside, root=ROOT).disk["source"] == 3
 
 
 def test_time_on_a_cluster_is_counted_by_hand():

@@ -142,14 +142,18 @@ def test_a_local_backbone_must_be_there(workspace: Workspace) -> None:
     assert params_findings(workspace)["backbone"].status == Status.OK
 
 
-def test_a_local_tokenizer_and_local_sources_must_be_there(workspace: Workspace, edit: Callable[[str, str], None]) -> None:
+@pytest.mark.parametrize("outside", [False, True])
+def test_a_local_tokenizer_and_local_sources_must_be_there(
+    workspace: Workspace, edit: Callable[[str, str], None], tmp_path_factory: pytest.TempPathFactory, outside: bool
+) -> None:
+    pairs = tmp_path_factory.mktemp("disk") / "mine" if outside else Path("mine")
     edit("tokenizer: {type: trained, vocab_size: 4000, max_length: 48}", "tokenizer: {type: local, path: tok, max_length: 48}")
-    edit("sources:\n", "sources:\n  own: {kind: retrieval, origin: {type: local, files: [mine/*.parquet]}}\n")
+    edit("sources:\n", f"sources:\n  own: {{kind: retrieval, origin: {{type: local, files: ['{pairs}/*.parquet']}}}}\n")
     findings = params_findings(workspace)
     assert findings["tokenizer"].status == Status.FAIL
     assert findings["sources.own"].status == Status.FAIL
-    assert "nothing matches 'mine/*.parquet'" in findings["sources.own"].message
-    for name in ("tok/tokenizer.json", "mine/a.parquet"):
+    assert f"nothing matches '{pairs}/*.parquet'" in findings["sources.own"].message
+    for name in ("tok/tokenizer.json", pairs / "a.parquet"):
         (workspace.root / name).parent.mkdir()
         (workspace.root / name).write_text("{}")
     findings = params_findings(workspace)

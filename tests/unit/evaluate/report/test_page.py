@@ -11,11 +11,12 @@ from typing import Any
 
 import pytest
 
+from docs.browser import NAMES
 from mlembed_core.artifacts import Workspace
 from mlembed_core.evaluate.report.origin import Origin
 from mlembed_core.evaluate.report.page import render
 
-BROWSER = next((found for name in ("chromium", "chromium-browser", "google-chrome", "chrome") if (found := shutil.which(name))), None)
+BROWSER = next((found for name in NAMES if (found := shutil.which(name))), None)
 # Sorts by average with a click, filters by setting and size, and leaves what it sees in the document.
 ACT = """
 <script>
