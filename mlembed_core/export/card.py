@@ -24,6 +24,7 @@ from mlembed_core.export.kinds import Format
 from mlembed_core.export.verify import VerificationError, changed_files
 from mlembed_core.model.checkpoint import read_facts
 from mlembed_core.model.encoder import weights_hash
+from mlembed_core.predicates import training_rows
 
 TEMPLATE = Path(__file__).with_name("card.md.jinja")
 AXES = {"dims": "mrl_dims", "layers": "mll_layers", "ranks": "mel_ranks"}
@@ -162,6 +163,11 @@ def _sources(trained: _Trained) -> Iterator[dict[str, Any]]:
         manifest = read_manifest(folder)
         details = manifest["details"]
         codes = [str(code) for code in details.get("languages", [])]
-        rows = int(manifest["counts"].get("rows_train", manifest["counts"].get("rows", 0)))
         shown = ", ".join(codes) if 0 < len(codes) <= 5 else f"{len(codes)}" if codes else "not recorded"
-        yield {"name": folder.name, "rows": rows, "languages": shown, "codes": codes, "licence": details.get("licence")}
+        yield {
+            "name": folder.name,
+            "rows": training_rows(manifest["counts"]),
+            "languages": shown,
+            "codes": codes,
+            "licence": details.get("licence"),
+        }

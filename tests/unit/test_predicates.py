@@ -34,6 +34,22 @@ def test_rows_are_present(source):
     assert not predicates.rows_are_present(source(count=0)).passed
 
 
+@pytest.mark.parametrize(
+    ("counts", "rows"),
+    [
+        (
+            {"rows": 40, "rows_train": 0, "rows_dev": 0, "rows_test": 0, "rows_unsplit": 40},
+            40,
+        ),  # a team's own pairs, without the column split
+        ({"rows": 9, "rows_train": 3, "rows_dev": 1, "rows_test": 3, "rows_unsplit": 2}, 5),
+        ({"rows": 4, "rows_train": 0, "rows_dev": 0, "rows_test": 4}, 0),
+    ],
+)
+def test_rows_without_a_split_are_trained_on(tmp_path, counts, rows):
+    write_manifest(tmp_path, stage="source@x", params={}, counts=counts)
+    assert predicates.rows_are_present(tmp_path) == predicates.Verdict(rows > 0, {"rows": rows})
+
+
 def test_a_cache_without_training_rows_has_no_rows(tmp_path):
     write_manifest(tmp_path, stage="cache", params={}, counts={"rows_train": 0, "rows_validation": 9})
     assert not predicates.rows_are_present(tmp_path).passed
@@ -46,6 +62,11 @@ def test_test_rows_do_not_leak(source):
     assert not found.passed
     assert found.figures["leaked"] == 1
     assert found.figures["examples"] == ["zurich"]
+
+
+def test_a_row_without_a_split_leaks_as_well(source):
+    leaking = ROWS.assign(query=["Zurich", "Basel", "Zurich", "Chur"], split=[None, "train", "test", "dev"])
+    assert predicates.test_rows_do_not_leak(source(leaking)).figures["examples"] == ["zurich"]
 
 
 def test_a_test_query_that_was_a_training_passage_leaks(source):

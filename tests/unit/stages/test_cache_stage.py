@@ -17,6 +17,7 @@ from mlembed_core.data.rows import Row
 from mlembed_core.data.store import CachedSource, TrainingCache
 from mlembed_core.data.tokenize import load_tokenizer, token_ids
 from mlembed_core.errors import ArtifactError, DataError
+from mlembed_core.predicates import PREDICATES
 from mlembed_core.stages import cache as stage
 from mlembed_core.stages import tokenizer as tokenizer_stage
 
@@ -158,6 +159,13 @@ def test_the_manifest_counts_and_names_its_inputs(text_workspace: Any, rows: lis
         "tokenizer": manifest_hash(text_workspace.workspace.tokenizer),
         "tokenize@names": manifest_hash(text_workspace.workspace.corpora / "names"),
     }
+
+
+def test_the_checks_pass_on_rows_without_a_split(text_workspace: Any, rows: list[Row]) -> None:
+    text_workspace.add_source("own", [row._replace(split=None, negatives=[]) for row in rows])
+    run(text_workspace)
+    outs = {"tokenize": text_workspace.workspace.corpora / "own", "cache": text_workspace.workspace.cache}
+    assert [item.name for stage_name, out in outs.items() for item in PREDICATES[stage_name] if not item.ask(out).passed] == []
 
 
 def test_two_processes_write_the_same_bytes(text_workspace: Any, rows: list[Row]) -> None:

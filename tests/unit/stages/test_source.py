@@ -15,6 +15,7 @@ from mlembed_core.data.rows import Row, read_rows
 from mlembed_core.data.sources import embedded
 from mlembed_core.data.sources.embedded.base import Built
 from mlembed_core.errors import ConfigError, DataError, MachineError
+from mlembed_core.predicates import PREDICATES
 from mlembed_core.stages import source
 
 EMBEDDED = {"type": "embedded", "builder": "cpp_comment_to_declaration", "max_rows": 40}
@@ -76,6 +77,20 @@ def test_a_local_source_counts_what_it_dropped_and_names_its_files(tmp_path: Pat
     assert manifest["details"]["licences"] == ["CC-BY-4.0"]
     assert [part["name"] for part in manifest["details"]["provenance"]] == ["pairs/a.parquet"]
     assert str(tmp_path) not in (workspace.sources / "mine" / "manifest.json").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("optional", [{}, {"lang": ["fra", None]}, {"split": [None, "test"], "lang": ["fra", "fra"]}])
+@pytest.mark.parametrize("declared", [[], ["fra"]])
+def test_the_checks_pass_on_pairs_with_whatever_columns(tmp_path: Path, optional: dict[str, list[Any]], declared: list[str]) -> None:
+    columns = {"query": ["one", "two"], "passage": ["uno", "due"], **optional}
+    (tmp_path / "pairs").mkdir()
+    pq.write_table(pa.table(columns, schema=pa.schema([(name, pa.string()) for name in columns])), tmp_path / "pairs" / "a.parquet")
+    origin = {"type": "local", "files": [{"path": "pairs/*.parquet", **({"languages": declared} if declared else {})}]}
+    workspace = workspace_with(tmp_path, mine={"kind": "retrieval", "origin": origin, "num_negatives": 0})
+    source.run(workspace, "mine")
+    assert {
+        item.name: item.ask(workspace.sources / "mine") for item in PREDICATES["source"] if not item.ask(workspace.sources / "mine").passed
+    } == {}
 
 
 def test_a_misspelt_source_or_builder_gets_a_suggestion(tmp_path: Path) -> None:
