@@ -4,26 +4,31 @@
 
 Sentence-transformers gets physically cut models, as `mlembed export` writes them: one encoding per submodel, or one per exit with the dims
 sliced from it. All within one run, in turns, on the same texts, one thread, float32 (and ours in bf16, as suites are scored); CPU
-seconds, models loaded before the clock starts.
+seconds, models loaded before the clock starts. Each way has a process of its own, set up as it is in use: ours keep freed memory, as
+every evaluation does.
 Vectors are compared too: ours with those of the cut models, opened by us and by sentence-transformers. It prints and never asserts.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import statistics
+import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import Qwen3Config, Qwen3Model
 
+from benchmarks.worker import Worker
+from mlembed_core.allocator import keep_freed_memory
 from mlembed_core.artifacts import write_manifest
 from mlembed_core.config.base import Precision
 from mlembed_core.config.grid import Submodel
@@ -41,7 +46,11 @@ HIDDEN, LAYERS, VOCAB = 256, 8, 4000
 MEAN_LENGTH, MAX_LENGTH, SPREAD = 80, 512, 0.83  # tokens; log-normal, as measured on web text (see train_step.py)
 BATCH_TOKENS = 1024  # of ours, as in the embedded preset; sentence-transformers takes its default, 32 texts
 
+MODEL = "model"
+SUBMODELS = [Submodel(layers, dim, HIDDEN) for layers in EXITS for dim in DIMS]
+WHOLE = Submodel(LAYERS, HIDDEN, HIDDEN)
 Vectors = dict[str, np.ndarray]  # by the submodel's name
+Way = Callable[[list[str]], Vectors]
 
 
 def make_model(folder: Path) -> Path:
@@ -68,7 +77,7 @@ def make_model(folder: Path) -> Path:
         pad_token_id=None,
         initializer_range=0.1,  # so that exits differ
     )
-    model = folder / "model"
+    model = folder / MODEL
     model.mkdir()
     write_checkpoint(model, Network(Qwen3Model(config)), tokenizer_folder=folder / "tokenizer", details={"setting": "grid"})
     return model
@@ -89,41 +98,68 @@ def cut_model(model: Path, target: Path, submodel: Submodel) -> Path:
     return target
 
 
-def variants(model: Path, cuts: dict[str, Path]) -> dict[str, Callable[[list[str]], Vectors]]:
-    """What is timed, by name."""
+def one_pass(folder: Path, precision: Precision) -> Way:
+    encoder = Encoder.from_folder(folder / MODEL, precision=precision)
+
+    def way(texts: list[str]) -> Vectors:
+        store = StateStore(encoder, SUBMODELS, batch_tokens=BATCH_TOKENS)
+        return {submodel.name: unit_vectors(store.states(texts, submodel), submodel.dim) for submodel in SUBMODELS}
+
+    return way
+
+
+def full_depth(folder: Path) -> Way:
+    encoder = Encoder.from_folder(folder / MODEL)
+
+    def way(texts: list[str]) -> Vectors:
+        store = StateStore(encoder, [WHOLE], batch_tokens=BATCH_TOKENS)
+        return {WHOLE.name: unit_vectors(store.states(texts, WHOLE), WHOLE.dim)}
+
+    return way
+
+
+def stock(folder: Path, encoded: Sequence[Submodel]) -> Way:
+    """Sentence-transformers on the cut models of ``encoded``; those that lack dims alone are sliced from them."""
     from sentence_transformers import SentenceTransformer
 
-    submodels = {Submodel(layers, dim, HIDDEN).name: Submodel(layers, dim, HIDDEN) for layers in EXITS for dim in DIMS}
-    encoder, halved = Encoder.from_folder(model), Encoder.from_folder(model, precision=Precision.BF16)
-    theirs: dict[str, Any] = {name: SentenceTransformer(str(folder), device="cpu") for name, folder in cuts.items()}
+    logging.getLogger("sentence_transformers").setLevel(logging.ERROR)
+    models = {submodel: SentenceTransformer(str(folder / submodel.name), device="cpu") for submodel in encoded}
 
-    def one_pass(texts: list[str], encoder: Encoder = encoder) -> Vectors:
-        store = StateStore(encoder, list(submodels.values()), batch_tokens=BATCH_TOKENS)
-        return {name: unit_vectors(store.states(texts, submodel), submodel.dim) for name, submodel in submodels.items()}
+    def way(texts: list[str]) -> Vectors:
+        found = {submodel: model.encode(texts) for submodel, model in models.items()}
+        sliced = {
+            submodel.name: unit_vectors(found[whole], submodel.dim)
+            for submodel in SUBMODELS
+            if submodel not in found and (whole := Submodel(submodel.layers, HIDDEN, HIDDEN)) in found
+        }
+        return {submodel.name: vectors for submodel, vectors in found.items()} | sliced
 
-    def full_depth(texts: list[str]) -> Vectors:
-        store = StateStore(encoder, [encoder.shape.full], batch_tokens=BATCH_TOKENS)
-        return {encoder.shape.full.name: unit_vectors(store.states(texts, encoder.shape.full), HIDDEN)}
+    return way
 
-    def per_submodel(texts: list[str]) -> Vectors:
-        return {name: theirs[name].encode(texts) for name in submodels}
 
-    def per_exit(texts: list[str]) -> Vectors:
-        whole = {layers: theirs[Submodel(layers, HIDDEN, HIDDEN).name].encode(texts) for layers in EXITS}
-        return {name: unit_vectors(whole[submodel.layers], submodel.dim) for name, submodel in submodels.items()}
+WAYS: dict[str, Callable[[Path], Way]] = {
+    "ours, one pass, 24 submodels": lambda folder: one_pass(folder, Precision.FP32),
+    "ours, one encoding at full depth": full_depth,
+    "ours, one pass in bf16": lambda folder: one_pass(folder, Precision.BF16),
+    "sentence-transformers, once per submodel": lambda folder: stock(folder, SUBMODELS),
+    "sentence-transformers, once per exit": lambda folder: stock(folder, [Submodel(layers, HIDDEN, HIDDEN) for layers in EXITS]),
+    "sentence-transformers, once at full depth": lambda folder: stock(folder, [WHOLE]),
+}
 
-    def once(texts: list[str]) -> Vectors:
-        name = Submodel(LAYERS, HIDDEN, HIDDEN).name
-        return {name: theirs[name].encode(texts)}
 
-    return {
-        "ours, one pass, 24 submodels": one_pass,
-        "ours, one encoding at full depth": full_depth,
-        "ours, one pass in bf16": lambda texts: one_pass(texts, halved),
-        "sentence-transformers, once per submodel": per_submodel,
-        "sentence-transformers, once per exit": per_exit,
-        "sentence-transformers, once at full depth": once,
-    }
+def work(name: str, folder: Path, texts: list[str]) -> None:
+    """What a worker does: for each path on stdin an encoding, whose vectors go there."""
+    if name.startswith("ours"):
+        keep_freed_memory()
+    torch.set_num_threads(1)
+    way = WAYS[name](folder)
+    way(texts[:8])  # warm
+    for line in sys.stdin:
+        started = time.process_time()
+        vectors = way(texts)
+        spent = time.process_time() - started
+        np.savez(line.strip(), **vectors)
+        print(json.dumps({"seconds": spent}), flush=True)
 
 
 def largest_difference(ours: Vectors, theirs: Vectors) -> float:
@@ -134,33 +170,38 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--texts", type=int, default=500)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--work", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    logging.getLogger("sentence_transformers").setLevel(logging.ERROR)
     texts = make_texts(arguments.texts)
-    with tempfile.TemporaryDirectory() as scratch:
+    if arguments.work:
+        work(arguments.work[0], Path(arguments.work[1]), texts)
+        return
+    torch.set_num_threads(1)
+    seconds: dict[str, list[float]] = {name: [] for name in WAYS}
+    with tempfile.TemporaryDirectory() as scratch, ExitStack() as stack:
         model = make_model(Path(scratch))
-        submodels = [Submodel(layers, dim, HIDDEN) for layers in EXITS for dim in DIMS]
-        cuts = {item.name: cut_model(model, Path(scratch) / item.name, item) for item in submodels}
-        ways = variants(model, cuts)
-        seconds: dict[str, list[float]] = {name: [] for name in ways}
-        found: dict[str, Vectors] = {}
-        for way in ways.values():
-            way(texts[:8])  # warm
+        for submodel in SUBMODELS:
+            cut_model(model, Path(scratch) / submodel.name, submodel)
+        workers = {name: Worker("benchmarks.grid_eval", ["--texts", str(arguments.texts), "--work", name, scratch]) for name in WAYS}
+        for worker in workers.values():
+            stack.callback(worker.close)
+        places = {name: Path(scratch) / f"{number}.npz" for number, name in enumerate(WAYS)}
         for _ in range(arguments.rounds):
-            for name, way in ways.items():
-                started = time.process_time()
-                found[name] = way(texts)
-                seconds[name].append(time.process_time() - started)
-        opened = {name: open_encoder(folder).encode_documents(texts, batch_tokens=BATCH_TOKENS) for name, folder in cuts.items()}
-    first, full, halved, *_ = ways
+            for name, worker in workers.items():
+                seconds[name].append(worker.ask(str(places[name]))["seconds"])
+        found = {name: dict(np.load(place, allow_pickle=False)) for name, place in places.items()}
+        opened = {
+            submodel.name: open_encoder(Path(scratch) / submodel.name).encode_documents(texts, batch_tokens=BATCH_TOKENS)
+            for submodel in SUBMODELS
+        }
+    first, full, halved, *_ = WAYS
     print(f"{len(texts)} texts, {arguments.rounds} rounds, CPU seconds, median (min–max); ratios round by round\n")
     print("| way | CPU s | this / one pass in float32 | this / one pass in bf16 |\n|---|---|---|---|")
     for name, times in seconds.items():
         print(f"| {name} | {_range(times)} | {_ratio(times, seconds[first])} | {_ratio(times, seconds[halved])} |")
     print(f"\nOne pass / one encoding at full depth: {_ratio(seconds[first], seconds[full])}")
     print(f"Largest difference to the cut models opened by us: {largest_difference(found[first], opened):.1e}")
-    for name in list(ways)[2:]:  # bf16 among them, for what it costs
+    for name in list(WAYS)[2:]:  # bf16 among them, for what it costs
         print(f"Largest difference to {name}: {largest_difference(found[first], found[name]):.1e}")
 
 

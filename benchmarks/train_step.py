@@ -4,8 +4,8 @@
     python -m benchmarks.train_step --shape large --lengths log_normal --fresh   # a process for each step: one model in memory at a time
     python -m benchmarks.train_step --shape qwen3-0.6b --device cuda --only "bf16"   # seconds, peak memory of the GPU, tokens/s, MFU
 
-Every variant has a process of its own and gets the same texts in each round, so that ratios can be compared where times cannot. Ours run
-with the allocator's settings of our launcher, the others with torch's default, as each is launched (``--same-allocator``: all with ours).
+Every variant has a process of its own and gets the same texts in each round, so that ratios can be compared where times cannot. Ours keep
+freed memory, as our trainings do, the others run with the C library's default, as each is launched (``--same-allocator``: all with ours).
 One thread on CPU. It prints and never asserts.
 """
 
@@ -14,24 +14,22 @@ from __future__ import annotations
 import argparse
 import gc
 import json
-import os
 import resource
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.step_variants import BF16, FP32, SHAPES, VARIANTS, Shape, Step, Texts, make_texts, ours
+from benchmarks.worker import Worker
+from mlembed_core.allocator import keep_freed_memory
 from mlembed_core.config.base import Precision
-from mlembed_core.train.launch import ALLOCATOR
 
 MIB = 2**20
 
@@ -49,36 +47,16 @@ class Measured:
     memory: list[int] = field(default_factory=list)
 
 
-class Worker:
-    """A process with one variant's model, which takes a step when asked."""
-
-    def __init__(self, name: str, arguments: argparse.Namespace) -> None:
-        environment = dict(os.environ)
-        if name.startswith("ours") or arguments.same_allocator:
-            environment |= ALLOCATOR
-        options = ["--shape", arguments.shape, "--lengths", arguments.lengths, "--device", arguments.device]
-        command = [sys.executable, "-m", "benchmarks.train_step", *options, "--work", name]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
-
-    def step(self, seed: int) -> dict[str, Any]:
-        """Raises RuntimeError where the process is gone."""
-        if self._process.stdin is None or self._process.stdout is None:
-            raise RuntimeError("a worker has pipes")
-        self._process.stdin.write(f"{seed}\n")
-        self._process.stdin.flush()
-        answer = self._process.stdout.readline()
-        if not answer:
-            raise RuntimeError(f"it ended with status {self._process.wait()} (-9: out of memory)")
-        result: dict[str, Any] = json.loads(answer)
-        return result
-
-    def close(self) -> None:
-        self._process.kill()
-        self._process.communicate()
+def start(name: str, arguments: argparse.Namespace) -> Worker:
+    """The process of a variant, which takes a step for every seed."""
+    options = ["--shape", arguments.shape, "--lengths", arguments.lengths, "--device", arguments.device, "--work", name]
+    return Worker("benchmarks.train_step", [*options, *(["--same-allocator"] if arguments.same_allocator else [])])
 
 
 def work(shape: Shape, arguments: argparse.Namespace) -> None:
     """What a worker does: a step for each seed on stdin."""
+    if arguments.work.startswith("ours") or arguments.same_allocator:
+        keep_freed_memory()
     device = torch.device(arguments.device)
     model, step = VARIANTS[arguments.work](shape, device)
     # What happens once (kernels chosen, modules imported) happens here, on the first tokens of each text.
@@ -118,9 +96,9 @@ def measure(names: Sequence[str], arguments: argparse.Namespace) -> dict[str, Me
     with _workers(names, arguments) as workers:
         for turn in range(arguments.rounds):
             for name in names:
-                worker = workers.get(name) or Worker(name, arguments)
+                worker = workers.get(name) or start(name, arguments)
                 try:
-                    result = worker.step(turn)
+                    result = worker.ask(str(turn))
                 finally:
                     if name not in workers:
                         worker.close()
@@ -134,7 +112,7 @@ def measure(names: Sequence[str], arguments: argparse.Namespace) -> dict[str, Me
 @contextmanager
 def _workers(names: Sequence[str], arguments: argparse.Namespace) -> Iterator[dict[str, Worker]]:
     """A process per variant for all rounds; none with ``--fresh``."""
-    workers = {} if arguments.fresh else {name: Worker(name, arguments) for name in names}
+    workers = {} if arguments.fresh else {name: start(name, arguments) for name in names}
     try:
         yield workers
     finally:
@@ -208,7 +186,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--only", nargs="*", metavar="WORDS", help="variants whose names contain one of these")
     parser.add_argument("--fresh", action="store_true", help="a process for each step, so that one model is in memory at a time")
-    parser.add_argument("--same-allocator", action="store_true", help="all variants with the allocator's settings of our trainings")
+    parser.add_argument("--same-allocator", action="store_true", help="all variants keep freed memory as ours do")
     parser.add_argument("--work", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     torch.set_num_threads(1)

@@ -16,6 +16,7 @@ from typing import Annotated, Any, NoReturn, Protocol
 import typer
 
 from mlembed_core import lifeline
+from mlembed_core.allocator import keep_freed_memory
 from mlembed_core.artifacts import Workspace
 from mlembed_core.config.checks import Policy
 from mlembed_core.config.model import Pooling
@@ -325,6 +326,7 @@ def search(
         raise typer.BadParameter("the query is empty", param_hint="QUERY")
     from mlembed_core.registry import search as engine
 
+    keep_freed_memory()
     corpus = engine.corpus_of_sources(Workspace.find()) if file is None else engine.corpus_of_file(file, column=column)
     encoder, hits = engine.run(
         query, corpus, ref=model, layers=layers, dim=dim, rank=rank, top=top, instruction=instruction, precision=vectors
@@ -357,6 +359,7 @@ def encode(
         raise typer.BadParameter("an instruction belongs to queries; add --queries", param_hint="--instruction")
     from mlembed_core.registry import search as engine
 
+    keep_freed_memory()
     done = engine.encode_file(
         source_file,
         target,

@@ -19,6 +19,7 @@ from accelerate import Accelerator
 from pydantic import NonNegativeInt
 
 from mlembed_core import lifeline
+from mlembed_core.allocator import keep_freed_memory
 from mlembed_core.artifacts import Workspace, hash_of, manifest_hash, write_manifest, writing
 from mlembed_core.config.axes import Axes, resolve_axes
 from mlembed_core.config.base import Name, Section, pick
@@ -64,6 +65,7 @@ def run(workspace: Workspace, setting_name: str) -> None:
     """
     config = load(workspace.params_file, Config)
     setting = pick(config.settings, setting_name, path="settings")
+    keep_freed_memory()
     torch.set_num_threads(config.train.num_threads)
     torch.use_deterministic_algorithms(mode=True, warn_only=True)
     accelerator = Accelerator()

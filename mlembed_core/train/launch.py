@@ -32,9 +32,6 @@ LAUNCHER = "MLEMBED_LAUNCHER"
 EXPECTED_WORLD_SIZE = "MLEMBED_EXPECTED_WORLD_SIZE"  # what the launched processes hold their number against
 SHARDED = "MLEMBED_SHARDED"  # tells them to split the weights (train/sharding.py)
 VARIABLE = re.compile(r"\$\{([A-Z][A-Z0-9_]*)\}")
-# glibc hands large blocks back to the system when they are freed and faults them in again, page by page, a sixth of a small step's CPU
-# time. A training asks for the same sizes in every step: let it keep them.
-ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(2**32), "MALLOC_TRIM_THRESHOLD_": str(2**32)}
 
 
 class _Threads(Section):
@@ -118,7 +115,6 @@ def _environment(profile: dict[str, Any], control: Path) -> dict[str, str]:
     }
     # Threads that wait for each other by spinning stall a training many times over when another program wants the cores.
     environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    environment = ALLOCATOR | environment
     if profile.get("fsdp_config"):
         environment[SHARDED] = "1"
     if profile.get("use_cpu"):
