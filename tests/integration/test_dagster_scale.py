@@ -118,5 +118,5 @@ def test_a_backfill_of_all_sources(tmp_path):
         assert {partition for asset, partition in servers.versions() if asset == "raw_sources"} == set(names)
     finally:
         servers.stop()
-    changed = json.loads(run(folder, "dvc", "status", "--json", *(f"source@{name}" for name in names)).stdout)
-    assert changed == {}
+    changed = json.loads(run(folder, "dvc", "status", "--json").stdout)  # by name, each item would take DVC a second
+    assert [item for item in changed if item.startswith("source@")] == []
