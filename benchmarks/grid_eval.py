@@ -200,7 +200,9 @@ def main() -> None:
     for name, times in seconds.items():
         print(f"| {name} | {_range(times)} | {_ratio(times, seconds[first])} | {_ratio(times, seconds[halved])} |")
     print(f"\nOne pass / one encoding at full depth: {_ratio(seconds[first], seconds[full])}")
-    print(f"Largest difference to the cut models opened by us: {largest_difference(found[first], opened):.1e}")
+    by_dim = {dim: {name: vectors for name, vectors in opened.items() if vectors.shape[1] == dim} for dim in DIMS}
+    said = ", ".join(f"{dim} dims {largest_difference(found[first], cut_models):.1e}" for dim, cut_models in by_dim.items())
+    print(f"Largest difference to the cut models opened by us: {said}")
     for name in list(WAYS)[2:]:  # bf16 among them, for what it costs
         print(f"Largest difference to {name}: {largest_difference(found[first], found[name]):.1e}")
 
