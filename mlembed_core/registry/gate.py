@@ -8,9 +8,7 @@ stands on is registered with the version, so it judges alike in every clone.
 from __future__ import annotations
 
 import json
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -97,11 +95,12 @@ class Judgement:
             )
 
 
-def judge(registry: Registry, workspace: Workspace, config: Config, version: Any, champion: Any | None) -> Judgement:
+def judge(registry: Registry, workspace: Workspace, config: Config, version: Any, champion: Any | None, prover: Prover) -> Judgement:
     """Put one version through the gate.
 
     Args:
         version, champion: as MLflow has them; no champion: the controls of the parameters stand in.
+        prover: started by the caller, so that it loads its libraries while the registry is opened.
 
     Raises:
         RegistryError: MLflow failed, or the version is not one of `mlembed register`; whatever else is wrong with it is a finding.
@@ -114,19 +113,21 @@ def judge(registry: Registry, workspace: Workspace, config: Config, version: Any
         )
     setting = version.tags[SETTING_TAG]
     findings: list[Finding] = []
-    with tempfile.TemporaryDirectory(prefix="mlembed-gate-") as scratch, _prover(version, Path(scratch)) as prover:
-        folder, not_whole = _asked("files_are_whole", lambda: _whole(version))
-        if folder is not None and prover is not None:
-            prover.take(folder)
-        tables, found = _asked("scores_are_registered", lambda: _tables(registry, config, version, Path(scratch) / "candidate"))
-        findings += found
-        if tables is not None:
-            findings += _checks_of_tables(tables, config)
-            findings += _compared(registry, config, version, champion, tables, Path(scratch))
-        findings += not_whole
-        if folder is not None:
-            findings += _checks(workspace, version, folder)
-            findings.append(_exported(registry, version, prover))
+    proved = EXPORT_TAG in version.tags
+    if proved:
+        prover.dismiss()
+    folder, not_whole = _asked("files_are_whole", lambda: _whole(version))
+    if folder is not None and not proved:
+        prover.take(folder)
+    tables, found = _asked("scores_are_registered", lambda: _tables(registry, config, version, prover.scratch / "candidate"))
+    findings += found
+    if tables is not None:
+        findings += _checks_of_tables(tables, config)
+        findings += _compared(registry, config, version, champion, tables, prover.scratch)
+    findings += not_whole
+    if folder is not None:
+        findings += _checks(workspace, version, folder)
+        findings.append(_exported(registry, version, None if proved else prover))
     return Judgement(version.name, str(version.version), setting, None if champion is None else str(champion.version), tuple(findings))
 
 
@@ -231,16 +232,6 @@ def _checks_of_tables(files: dict[str, Path], config: Config) -> list[Finding]:
             if answer is not None and not answer.passed:
                 failed.append(f"{suite}: {predicate.name} ({dict(answer.figures)})")
     return [Finding("scores_are_finite", not failed, "; ".join(failed) or f"of {len(config.gate_suites)} suites")]
-
-
-@contextmanager
-def _prover(version: Any, scratch: Path) -> Iterator[Prover | None]:
-    """The process that exports the version, while this one compares scores. None: proved already."""
-    if EXPORT_TAG in version.tags:
-        yield None
-        return
-    with Prover(scratch) as prover:
-        yield prover
 
 
 def _exported(registry: Registry, version: Any, prover: Prover | None) -> Finding:

@@ -6,7 +6,9 @@ import json
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from statistics import fmean
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from mlembed_core.artifacts import Workspace
@@ -15,6 +17,7 @@ from mlembed_core.errors import RegistryError
 from mlembed_core.registry.client import SCORES_TAG, Registry, open_registry
 from mlembed_core.registry.gate import Config, Judgement, judge
 from mlembed_core.registry.moves import CHAMPION, Act, Move, champions, moving, reading
+from mlembed_core.registry.prove import Prover
 from mlembed_core.registry.resolve import resolve
 from mlembed_core.registry.versions import candidates, find_version, known
 
@@ -71,14 +74,14 @@ def promote(workspace: Workspace, ref: str | None = None, *, why: str = "", dry_
     """
     started = time.monotonic()
     config = load(workspace.params_file, Config)
-    with open_registry(workspace) as registry:
+    with TemporaryDirectory(prefix="mlembed-gate-") as scratch, Prover(Path(scratch)) as prover, open_registry(workspace) as registry:
         version = _chosen(registry, config, ref)
         if dry_run:
             with reading(registry, workspace, config.name) as record:
-                return _judged(registry, workspace, config, version, record.champion(), started)
+                return _judged(registry, workspace, config, version, record.champion(), prover, started)
         with moving(registry, workspace, config.name) as record:
             champion = record.champion()
-            done = _judged(registry, workspace, config, version, champion, started)
+            done = _judged(registry, workspace, config, version, champion, prover, started)
             if done.judgement is None:
                 return done
             done.judgement.require()
@@ -92,12 +95,14 @@ def promote(workspace: Workspace, ref: str | None = None, *, why: str = "", dry_
             return replace(done, move=move, seconds=round(time.monotonic() - started, 1))
 
 
-def _judged(registry: Registry, workspace: Workspace, config: Config, version: Any, champion: str | None, started: float) -> Promotion:
+def _judged(
+    registry: Registry, workspace: Workspace, config: Config, version: Any, champion: str | None, prover: Prover, started: float
+) -> Promotion:
     number = str(version.version)
     judgement = None
     if champion != number:
         present = None if champion is None else find_version(registry, config.name, champion)
-        judgement = judge(registry, workspace, config, version, present)
+        judgement = judge(registry, workspace, config, version, present, prover)
     return Promotion(config.name, number, champion, judgement, None, round(time.monotonic() - started, 1))
 
 

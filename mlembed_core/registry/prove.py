@@ -21,9 +21,14 @@ PATIENCE_S = 900
 
 
 class Prover:
-    """The gate's side of it."""
+    """The gate's side of it.
+
+    Args:
+        scratch: an empty folder.
+    """
 
     def __init__(self, scratch: Path) -> None:
+        self.scratch = scratch
         command = [sys.executable, "-m", "mlembed_core.registry.prove", str(scratch)]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
@@ -31,12 +36,16 @@ class Prover:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._process.poll() is None:
-            self._process.kill()
+        self.dismiss()
         for stream in (self._process.stdin, self._process.stdout, self._process.stderr):
             if stream is not None:
                 stream.close()
         self._process.wait()
+
+    def dismiss(self) -> None:
+        """There is nothing to prove."""
+        if self._process.poll() is None:
+            self._process.kill()
 
     def take(self, folder: Path) -> None:
         """Hand over the folder; the process goes to work on it."""
