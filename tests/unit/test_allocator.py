@@ -26,4 +26,5 @@ def test_large_blocks_are_faulted_in_once():
     def faults(how):
         return int(subprocess.run([sys.executable, "-c", FAULTS, how], capture_output=True, text=True, check=True, timeout=60).stdout)
 
-    assert faults("keep") < 100 < 1000 < faults("leave")
+    # Five blocks of 64 MiB: 160 faults where the system has huge pages of 2 MiB to give, 81,920 where it has none.
+    assert faults("keep") < 80 < faults("leave")
