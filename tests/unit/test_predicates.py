@@ -37,10 +37,8 @@ def test_rows_are_present(source):
 @pytest.mark.parametrize(
     ("counts", "rows"),
     [
-        (
-            {"rows": 40, "rows_train": 0, "rows_dev": 0, "rows_test": 0, "rows_unsplit": 40},
-            40,
-        ),  # a team's own pairs, without the column split
+        # A team's own pairs, without the column split.
+        ({"rows": 40, "rows_train": 0, "rows_dev": 0, "rows_test": 0, "rows_unsplit": 40}, 40),
         ({"rows": 9, "rows_train": 3, "rows_dev": 1, "rows_test": 3, "rows_unsplit": 2}, 5),
         ({"rows": 4, "rows_train": 0, "rows_dev": 0, "rows_test": 4}, 0),
     ],

@@ -88,9 +88,7 @@ def test_the_checks_pass_on_pairs_with_whatever_columns(tmp_path: Path, optional
     origin = {"type": "local", "files": [{"path": "pairs/*.parquet", **({"languages": declared} if declared else {})}]}
     workspace = workspace_with(tmp_path, mine={"kind": "retrieval", "origin": origin, "num_negatives": 0})
     source.run(workspace, "mine")
-    assert {
-        item.name: item.ask(workspace.sources / "mine") for item in PREDICATES["source"] if not item.ask(workspace.sources / "mine").passed
-    } == {}
+    assert [item.name for item in PREDICATES["source"] if not item.ask(workspace.sources / "mine").passed] == []
 
 
 def test_a_misspelt_source_or_builder_gets_a_suggestion(tmp_path: Path) -> None:
